@@ -1,0 +1,75 @@
+# Every target sets itself up in .venv first; when nothing has changed, that is one look at a file's date.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+# Two processes on few cores: OpenMP's threads sleep while they wait instead of spinning.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help tutorial test lab format lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+tutorial: $(READY) ## run every notebook; copies, HTML and pictures go to build/tutorial
+	@echo "Running the tutorial, about 10 minutes on two cores."
+	@HF_HUB_OFFLINE=1 $(BIN)/python scripts/run_tutorial.py
+
+# All four checks always happen, and each one fails the target.
+test: export HF_HUB_OFFLINE = 1
+test: export LORA_KIT_OUTPUT_DIR = $(CURDIR)/build/test-runs
+test: $(READY) ## style, unit tests, every notebook
+	@echo "Checking style, then the tests, then every notebook; under 15 minutes in all."
+	@status=0; \
+	$(BIN)/ruff check || status=1; \
+	$(BIN)/ruff format --check || status=1; \
+	$(BIN)/python -m pytest || status=1; \
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks || status=1; \
+	exit $$status
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	@echo "Opening JupyterLab; Ctrl-C here ends it."
+	@$(BIN)/jupyter lab notebooks
+
+format: $(READY) ## mend style where ruff can
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+# torch stays at the release that the tutorial's figures were measured on.
+MEASURED := torch==2.13.0
+
+lock: ## refresh requirements.lock from the ranges in pyproject.toml
+	@$(find-python); \
+	echo "Resolving the ranges in build/lock, 2 to 5 minutes."; \
+	$$python -m venv --clear build/lock && \
+	build/lock/bin/pip install -qq --disable-pip-version-check -e ".[lab,test]" "$(MEASURED)"
+	@{ echo "# Exact versions of all that the kit, its lab and its tests need. Not for editing: 'make lock' refreshes it"; \
+	echo "# from the ranges in pyproject.toml. CUDA's packages are left to torch: it pins its own where it has them."; \
+	build/lock/bin/pip freeze --exclude-editable > build/lock/freeze.txt && \
+	sed -E -e '/^(nvidia|cuda|triton)/d' -e 's/\+[a-z0-9.]+$$//' build/lock/freeze.txt; } > build/lock/requirements.lock
+	@mv build/lock/requirements.lock requirements.lock
+	@echo "requirements.lock is new; 'make test' installs and tries it."
+
+clean: ## remove all that make made: .venv, build, caches
+	@echo "Removing .venv, build and caches."
+	@rm -rf $(VENV) build .pytest_cache .ruff_cache *.egg-info
+	@find lora_kit notebooks scripts tests -name __pycache__ -prune -exec rm -rf {} + \
+	-o -name .ipynb_checkpoints -prune -exec rm -rf {} +
+
+# The lock holds from Python 3.11 on; the package itself also takes 3.10.
+define find-python
+for python in python3.11 python3 ""; do \
+	[ -z "$$python" ] || ! $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || break; \
+done; \
+[ -n "$$python" ] || { echo "Python 3.11 or newer is needed, as python3.11 or python3."; exit 1; }
+endef
+
+$(READY): requirements.lock pyproject.toml
+	@$(find-python); \
+	echo "Setting up $(VENV) with $$($$python --version); this takes 2 to 5 minutes the first time."; \
+	$$python -m venv $(VENV)
+	@$(BIN)/pip install -qq --disable-pip-version-check -r requirements.lock
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -e .
+	@touch $@

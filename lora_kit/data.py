@@ -1,0 +1,263 @@
+"""Captioned pictures from a style, a folder or the Hub, and the data set that a training loop reads from them.
+
+Columns, transforms and their order follow diffusers' examples/text_to_image/train_text_to_image_lora.py; the transforms
+are torchvision's, without torchvision. One thing differs: what is random about an item (crop, flip, which caption)
+depends on the seed, the epoch and the index alone, so a resumed epoch repeats exactly.
+"""
+
+import difflib
+import hashlib
+from pathlib import Path
+
+DATASET_COLUMNS = {"lambdalabs/naruto-blip-captions": ("image", "text")}  # the reference's, where a column is None
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
+
+
+class CaptionedImages:
+    """Pictures with captions by index: `len(images)`, `images.image(0)` -> PIL RGB, `images.captions(0)` -> text(s).
+
+    `pictures` is a list of PIL pictures, or a data set of one column whose pictures are read when they are asked for.
+    """
+
+    def __init__(self, pictures, captions, names):
+        self._pictures, self._captions, self._names = pictures, captions, names
+
+    def __len__(self):
+        return len(self._captions)
+
+    def captions(self, index):
+        """The caption at `index`: a text, or a list of texts that all fit."""
+        return self._captions[index]
+
+    def image(self, index):
+        """The picture at `index`, RGB in its own size. Raises ValueError, with its name, where it can't be read."""
+        item = self._pictures[index]
+        try:
+            if isinstance(item, dict):
+                import datasets
+
+                (stored,) = item.values()
+                item = datasets.Image().decode_example(stored)
+            return item.convert("RGB")
+        except Exception as error:  # PIL raises OSError, SyntaxError, struct.error ... for what it can't read
+            raise ValueError(f"picture {self._names[index]} can't be read: {error}") from error
+
+
+def load_images(config):
+    """The captioned pictures that `config` names by style, train_data_dir or dataset_name, as `CaptionedImages`.
+
+    Raises FileNotFoundError for a folder or picture that isn't there, and ValueError, naming the file or the column,
+    for an empty folder, a missing caption, an unknown column and, in a local folder, a broken picture.
+    """
+    if config.style is not None:
+        from lora_kit.styles import load_style
+
+        records = load_style(config.style, "lora", size=config.resolution)
+        records = [records[index] for index in _chosen(len(records), config)]
+        return CaptionedImages(*([record[key] for record in records] for key in ("image", "text", "emoji")))
+
+    folder, by_name = _local_folder(config), config.dataset_name is not None
+    found = _check_folder(folder, described=not by_name) if folder else []
+    import datasets
+
+    if by_name:
+        source = str(folder or config.dataset_name)
+        options = {"name": config.dataset_config_name, "data_dir": config.train_data_dir}
+    else:
+        source, options = "imagefolder", {"data_files": {"train": str(folder / "**")}}
+    try:
+        splits = datasets.load_dataset(source, cache_dir=config.cache_dir, **options)
+    except Exception as error:
+        if folder is None:
+            raise
+        raise ValueError(f"folder {str(folder)!r} can't be loaded; its metadata may be at fault: {error}") from error
+    if "train" not in splits:
+        raise ValueError(f"dataset_name {config.dataset_name!r} has no split 'train'; it has {', '.join(splits)}")
+    rows = splits["train"]
+    image_column, caption_column = find_columns(rows.column_names, config)
+    if not isinstance(rows.features[image_column], datasets.Image):
+        raise ValueError(f"image_column {image_column!r} holds no pictures but {rows.features[image_column]}")
+    chosen = _chosen(len(rows), config)
+    rows = rows.select(chosen)
+    pictures = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    names, captions = [f"{index} of {source}" for index in chosen], list(rows[caption_column])
+    if folder is not None:
+        for place, item in enumerate(pictures):
+            if item[image_column] is None:
+                raise ValueError(f"picture {names[place]} has no file: its {image_column!r} is empty")
+            names[place] = item[image_column]["path"] or names[place]
+    for name, caption in zip(names, captions, strict=True):
+        _check_caption(name, caption, caption_column, empty=folder is None)
+    if folder is not None:
+        _verify(names, found if not by_name and config.max_train_samples is None else [])
+    return CaptionedImages(pictures, captions, names)
+
+
+def find_columns(column_names, config):
+    """(image column, caption column) as the reference finds them: by name, or by place where `config` says None.
+
+    Raises ValueError for a column that isn't there.
+    """
+    found = []
+    for place, field in enumerate(("image_column", "caption_column")):
+        name = getattr(config, field)
+        if name is None:
+            name = DATASET_COLUMNS.get(config.dataset_name, column_names)[place : place + 1]
+            name = name[0] if name else None
+        if name not in column_names:
+            close = difflib.get_close_matches(str(name), column_names, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"{field} {name!r} is not a column; {hint}The columns are {', '.join(column_names)}")
+        found.append(name)
+    return tuple(found)
+
+
+def _chosen(count, config):
+    """Indices of the pictures to train on, by the same draw as `datasets.Dataset.shuffle(seed)`."""
+    import numpy as np
+
+    wanted = config.max_train_samples
+    if wanted is None:
+        return range(count)
+    if wanted > count:
+        raise ValueError(f"max_train_samples {wanted!r} is more than the {count} pictures of the data")
+    # without a seed every process must still choose the same pictures
+    return np.random.default_rng(config.seed or 0).permutation(count)[:wanted].tolist()
+
+
+def _local_folder(config):
+    field = "train_data_dir" if config.dataset_name is None else "dataset_name"
+    value = getattr(config, field)
+    folder = Path(value).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if field == "train_data_dir" or str(value).startswith(("/", ".", "~")):
+        raise FileNotFoundError(f"{field} {value!r} is {'not a folder' if folder.exists() else 'not there'}")
+    return None
+
+
+def _check_folder(folder, described):
+    """The pictures in `folder`; ValueError for an empty one, or one without pictures where they must be `described`."""
+    from PIL import Image
+
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in files if not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)]
+    if not files or (described and not any(path.suffix.lower() in {*readable, *ARCHIVES} for path in files)):
+        raise ValueError(f"folder {str(folder)!r} is empty: there is no picture in it")
+    pictures = [path for path in files if path.suffix.lower() in readable]
+    if pictures == files:
+        raise ValueError(
+            f"folder {str(folder)!r} has no captions: write metadata.jsonl in it, with a line such as "
+            f'{{"file_name": "{pictures[0].name}", "text": "its caption"}} for each picture'
+        )
+    return pictures
+
+
+def _check_caption(name, caption, column, empty):
+    """ValueError unless `caption` is a text or texts; `empty` texts pass where a data set's maker may mean them."""
+    texts = caption if isinstance(caption, list) and caption else [caption]
+    for text in texts:
+        if text is None or text == [] or (isinstance(text, str) and not text.strip() and not empty):
+            raise ValueError(f"picture {name} has no caption: its {column!r} is {caption!r}")
+        if not isinstance(text, str):
+            raise ValueError(
+                f"caption_column {column!r} must hold a text or a list of texts; picture {name} has {caption!r}"
+            )
+
+
+def _verify(names, pictures):
+    """An error for the first of `names` that is missing or broken, or of `pictures` that is not among them."""
+    from PIL import Image
+
+    for name in names:
+        if not Path(name).is_absolute():  # inside an archive or a parquet file: read when it is asked for
+            continue
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"picture {name} is not there, though the metadata names it")
+        try:
+            with Image.open(name) as image:
+                image.verify()
+        except Exception as error:
+            raise ValueError(f"picture {name} can't be read: {error}") from error
+    named = {str(Path(name).resolve()) for name in names}
+    for picture in pictures:
+        if str(picture.resolve()) not in named:
+            raise ValueError(f"picture {picture} has no caption: no line of metadata names it; add one or remove it")
+
+
+def resize_and_crop(image, resolution, center_crop, interpolation="lanczos", generator=None):
+    """`image` with its shorter edge resized to `resolution`, then cropped to a square: at its centre or at random.
+
+    The longer edge becomes int(resolution * long / short), as torchvision's Resize has it.
+    """
+    import torch
+    from PIL import Image
+
+    width, height = image.size
+    short = min(width, height)
+    size = tuple(resolution if edge == short else int(resolution * edge / short) for edge in (width, height))
+    if size != image.size:
+        image = image.resize(size, Image.Resampling[interpolation.upper().removesuffix("_EXACT")])
+    spare = [edge - resolution for edge in size]
+    if center_crop:
+        left, top = (round(edge / 2) for edge in spare)
+    else:
+        left, top = (int(torch.randint(edge + 1, (), generator=generator)) for edge in spare)
+    return image.crop((left, top, left + resolution, top + resolution))
+
+
+class TrainingPictures:
+    """A map-style data set for torch: {"pixel_values": float32 (3, R, R) in [-1, 1], "input_ids": int64 (tokens,)}.
+
+    images: `CaptionedImages`; R: `resolution`. Call `set_epoch` before each epoch: with (seed, epoch, i) it decides the
+    caption, crop and flip of item i. seed None takes torch's own seed.
+    """
+
+    def __init__(
+        self, images, tokenizer, resolution, center_crop, random_flip, image_interpolation_mode="lanczos", seed=None
+    ):
+        import torch
+
+        self.images, self.tokenizer, self.resolution = images, tokenizer, resolution
+        self.center_crop, self.random_flip, self.interpolation = center_crop, random_flip, image_interpolation_mode
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        """Makes the next reads those of `epoch` (0 is the first)."""
+        self.epoch = epoch
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        digest = hashlib.sha256(f"{self.seed} {self.epoch} {index}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        caption = self.images.captions(index)
+        if not isinstance(caption, str):
+            caption = caption[int(torch.randint(len(caption), (), generator=generator))]
+        image = self.images.image(index)
+        image = resize_and_crop(image, self.resolution, self.center_crop, self.interpolation, generator)
+        if self.random_flip and torch.rand((), generator=generator) < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
+        tokens = self.tokenizer(
+            caption,
+            max_length=self.tokenizer.model_max_length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        return {"pixel_values": (pixels - 0.5) / 0.5, "input_ids": tokens.input_ids[0]}
+
+
+def collate(examples):
+    """One batch of items: {"pixel_values": float32 (batch, 3, R, R), "input_ids": int64 (batch, tokens)}."""
+    import torch
+
+    return {key: torch.stack([one[key] for one in examples]).contiguous() for key in ("pixel_values", "input_ids")}

@@ -1,0 +1,133 @@
+"""The base model: where it is, and its parts, frozen."""
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+EMBEDDED_MODEL = Path(__file__).parent / "embedded_model"
+
+
+class Models(NamedTuple):
+    """The parts of Stable Diffusion that training uses."""
+
+    tokenizer: Any
+    text_encoder: Any
+    vae: Any
+    unet: Any
+    noise_scheduler: Any
+
+
+def model_path(name):
+    """What `from_pretrained` takes: the folder of the embedded model for "embedded", else `name` as it is.
+
+    Raises ValueError for a folder that is missing or is no model, before any hub is asked for it.
+    """
+    if name == "embedded":
+        return str(EMBEDDED_MODEL)
+    text, folder = str(name), Path(name)
+    looks_like_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or folder.exists()
+    problem = None
+    if looks_like_path and not folder.is_dir():
+        problem = "is a file" if folder.exists() else "does not exist"
+    elif looks_like_path and not (folder / "model_index.json").is_file():
+        problem = "has no model_index.json"
+    elif "/" not in text and text.lower().startswith("embed"):
+        problem = 'is no model; did you mean "embedded"?'
+    if problem:
+        raise ValueError(
+            f"pretrained_model_name_or_path {text!r} {problem}: give a folder with model_index.json, a Hub name "
+            'such as "stable-diffusion-v1-5/stable-diffusion-v1-5", or "embedded"'
+        )
+    return text
+
+
+def quiet_imports():
+    """Keep diffusers and bitsandbytes from reporting two optional packages that nothing here uses; call it first.
+
+    torchvision: diffusers' IP-Adapter code asks for image processors, and transformers says that it takes the PIL ones.
+    kernels: on CPUs with AVX512-BF16 bitsandbytes looks for a 4-bit kernel. Every other message still comes through.
+    """
+    for logger, words in (
+        ("transformers.utils.import_utils", "requires torchvision (not installed)"),
+        ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"),
+    ):
+        logger = logging.getLogger(logger)
+        if not any(getattr(one, "words", None) == words for one in logger.filters):
+            logger.addFilter(_Without(words))
+
+
+class _Without:
+    def __init__(self, words):
+        self.words = words
+
+    def filter(self, record):
+        return self.words not in str(record.msg)
+
+
+@contextmanager
+def _no_bars_for(path):
+    """No progress bars while a local folder is read, which takes a moment; a download keeps its own."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = [diffusers.utils.logging, transformers.utils.logging] if Path(path).is_dir() else []
+    libraries = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
+
+
+def load_models(config, dtype=None):
+    """`Models` for a `TrainingConfig`: in `dtype` (float32 if left out), on the CPU, all frozen, in eval mode.
+
+    Training puts the UNet back into train mode. `revision` and `variant` go to those parts that the reference gives
+    them to: both to VAE and UNet, the revision to tokenizer and text encoder.
+    Source: diffusers, examples/text_to_image/train_text_to_image_lora.py.
+    """
+    path = model_path(config.pretrained_model_name_or_path)
+    quiet_imports()
+    import torch
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    def load(kind, part, **options):
+        return kind.from_pretrained(path, subfolder=part, cache_dir=config.cache_dir, **options)
+
+    dtype = dtype or torch.float32
+    weights = {"revision": config.revision, "variant": config.variant, "torch_dtype": dtype}
+    with _no_bars_for(path):
+        models = Models(
+            tokenizer=load(CLIPTokenizer, "tokenizer", revision=config.revision),
+            text_encoder=load(CLIPTextModel, "text_encoder", revision=config.revision, dtype=dtype),
+            vae=load(AutoencoderKL, "vae", **weights),
+            unet=load(UNet2DConditionModel, "unet", **weights),
+            noise_scheduler=load(DDPMScheduler, "scheduler"),
+        )
+    for model in (models.text_encoder, models.vae, models.unet):
+        model.requires_grad_(False).eval()
+    return models
+
+
+def load_pipeline(name="embedded", **options):
+    """A StableDiffusionPipeline that draws without progress bars; `options` go to its `from_pretrained`.
+
+    The safety checker stays out: the embedded model has none, and Stable Diffusion's is a second model of 1.2 GB.
+    Whoever publishes pictures for others passes their own `safety_checker`.
+
+    >>> load_pipeline("embedded")("cat face", num_inference_steps=20).images[0]  # doctest: +SKIP
+    """
+    path = model_path(name)
+    quiet_imports()
+    from diffusers import StableDiffusionPipeline
+
+    if "safety_checker" not in options:
+        options = {**options, "safety_checker": None, "requires_safety_checker": False}
+    with _no_bars_for(path):
+        pipeline = StableDiffusionPipeline.from_pretrained(path, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

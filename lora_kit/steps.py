@@ -1,0 +1,147 @@
+"""The arithmetic of steps: from a data set and a batch size to updates, epochs and what the scheduler must be told.
+
+Three clocks tick in a run. A *micro-step* is one forward and backward pass of one process. An *update* is one step of the
+optimizer, after `gradient_accumulation_steps` micro-steps or at the end of the loader. A *scheduler step* is one tick of the
+learning-rate schedule, and accelerate ticks it `num_processes` times an update. Source: diffusers,
+examples/text_to_image/train_text_to_image_lora.py, and accelerate's data_loader.py and scheduler.py.
+"""
+
+from dataclasses import asdict, dataclass
+
+from lora_kit.config import check_warmup
+
+
+def _ceil(count, size):
+    return -(-count // size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """What a run of these sizes does. All counts are whole numbers; an update is counted once, not once a process.
+
+    num_examples: pictures in the data set. train_batch_size: pictures of one process in one micro-step.
+    max_train_steps: updates in all; where it is None, num_train_epochs decides.
+    Raises ValueError where a count is not a whole number of at least 1, and where the warm-up is not shorter than the run.
+
+    >>> Steps(num_examples=20, train_batch_size=2, gradient_accumulation_steps=2, num_processes=2, num_train_epochs=2).total_updates
+    6
+    """
+
+    num_examples: int
+    train_batch_size: int
+    gradient_accumulation_steps: int = 1
+    num_processes: int = 1
+    num_train_epochs: int = 100
+    max_train_steps: int | None = None
+    lr_warmup_steps: int = 0
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            low = 0 if name == "lr_warmup_steps" else 1
+            if value is None and name == "max_train_steps":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{name} {value!r} is not a whole number of at least {low}")
+        check_warmup(self.lr_warmup_steps, self.total_updates)
+
+    @classmethod
+    def of(cls, config, num_examples, num_processes=1):
+        """The steps of a `TrainingConfig` on this many pictures and processes.
+
+        A warm-up that the schedule ignores counts as none.
+        """
+        from lora_kit.config import IGNORES_WARMUP
+
+        return cls(
+            num_examples=num_examples,
+            num_processes=num_processes,
+            train_batch_size=config.train_batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            num_train_epochs=config.num_train_epochs,
+            max_train_steps=config.max_train_steps,
+            lr_warmup_steps=0 if config.lr_scheduler in IGNORES_WARMUP else config.lr_warmup_steps,
+        )
+
+    @property
+    def batches(self):
+        """Batches an epoch before the data are shared out: len(dataloader) before accelerator.prepare."""
+        return _ceil(self.num_examples, self.train_batch_size)
+
+    @property
+    def batches_per_process(self):
+        """Micro-steps an epoch of each process: len(dataloader) after accelerator.prepare.
+
+        Rounded up: where the batches don't divide, accelerate repeats pictures from the start (even_batches).
+        """
+        return _ceil(self.batches, self.num_processes)
+
+    @property
+    def updates_per_epoch(self):
+        """Optimizer updates an epoch. Rounded up: the end of the loader always makes an update."""
+        return _ceil(self.batches_per_process, self.gradient_accumulation_steps)
+
+    @property
+    def total_updates(self):
+        """Optimizer updates in the whole run."""
+        return self.max_train_steps or self.num_train_epochs * self.updates_per_epoch
+
+    @property
+    def epochs(self):
+        """Epochs that are begun, the last perhaps not ended."""
+        return _ceil(self.total_updates, self.updates_per_epoch)
+
+    @property
+    def total_batch_size(self):
+        """Pictures in a full update, over all processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.num_processes
+
+    @property
+    def micro_steps_in_last_update(self):
+        """Micro-steps in the last update of an epoch. Where fewer than gradient_accumulation_steps, that update's
+        gradient is too small, since the loss is divided by the full number all the same."""
+        return self.batches_per_process - (self.updates_per_epoch - 1) * self.gradient_accumulation_steps
+
+    @property
+    def num_training_steps_for_scheduler(self):
+        """What get_scheduler must be told: scheduler steps, num_processes for each update."""
+        return self.total_updates * self.num_processes
+
+    @property
+    def num_warmup_steps_for_scheduler(self):
+        """The warm-up in scheduler steps, num_processes for each update."""
+        return self.lr_warmup_steps * self.num_processes
+
+    def rows(self):
+        """The arithmetic as (quantity, value, how it comes about), for a table."""
+        total = "max_train_steps" if self.max_train_steps else f"{self.num_train_epochs} x {self.updates_per_epoch}"
+        return [
+            ("batches in the data set", self.batches, f"ceil({self.num_examples} / {self.train_batch_size})"),
+            ("micro-steps an epoch", self.batches_per_process, f"ceil({self.batches} / {self.num_processes})"),
+            (
+                "updates an epoch",
+                self.updates_per_epoch,
+                f"ceil({self.batches_per_process} / {self.gradient_accumulation_steps})",
+            ),
+            ("updates in all", self.total_updates, total),
+            ("epochs begun", self.epochs, f"ceil({self.total_updates} / {self.updates_per_epoch})"),
+            (
+                "pictures an update",
+                self.total_batch_size,
+                f"{self.train_batch_size} x {self.gradient_accumulation_steps} x {self.num_processes}",
+            ),
+            (
+                "micro-steps in an epoch's last update",
+                self.micro_steps_in_last_update,
+                f"of {self.gradient_accumulation_steps}",
+            ),
+            (
+                "warm-up for the scheduler",
+                self.num_warmup_steps_for_scheduler,
+                f"{self.lr_warmup_steps} x {self.num_processes}",
+            ),
+            (
+                "total for the scheduler",
+                self.num_training_steps_for_scheduler,
+                f"{self.total_updates} x {self.num_processes}",
+            ),
+        ]

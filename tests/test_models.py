@@ -1,0 +1,98 @@
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lora_kit.config import TrainingConfig
+from lora_kit.models import EMBEDDED_MODEL, load_models, load_pipeline, model_path, quiet_imports
+
+
+def config(**settings):
+    return TrainingConfig(style="outlined", learning_rate=1e-3, **settings)
+
+
+def test_model_path(tmp_path):
+    assert model_path("embedded") == str(EMBEDDED_MODEL)
+    assert model_path(str(EMBEDDED_MODEL)) == str(EMBEDDED_MODEL)
+    assert model_path("stable-diffusion-v1-5/stable-diffusion-v1-5") == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    (tmp_path / "file").write_text("")
+    for name, problem in (
+        (str(tmp_path / "missing"), "does not exist"),
+        ("./missing", "does not exist"),
+        ("~/missing", "does not exist"),
+        ("models/sd/1.5", "does not exist"),
+        (str(tmp_path / "file"), "is a file"),
+        (str(tmp_path), "has no model_index.json"),
+        ("Embeded", 'did you mean "embedded"'),
+    ):
+        with pytest.raises(ValueError) as caught:
+            model_path(name)
+        assert repr(name) in str(caught.value) and problem in str(caught.value)
+        assert "model_index.json" in str(caught.value) and '"embedded"' in str(caught.value)
+
+
+def test_wrong_path_is_met_before_anything_is_loaded():
+    with pytest.raises(ValueError, match="does not exist"):
+        load_models(config(pretrained_model_name_or_path="/no/such/model"))
+    with pytest.raises(ValueError, match="does not exist"):
+        load_pipeline("/no/such/model")
+
+
+def test_load_models_are_frozen_and_float32():
+    models = load_models(config())
+    for model in (models.text_encoder, models.vae, models.unet):
+        parameters = list(model.parameters())
+        assert len(parameters) > 30 and not model.training
+        assert not any(one.requires_grad for one in parameters)
+        assert {one.dtype for one in parameters} == {torch.float32}
+    assert type(models.noise_scheduler).__name__ == "DDPMScheduler"
+    assert models.noise_scheduler.config.num_train_timesteps == 1000
+    assert models.unet.config.cross_attention_dim == models.text_encoder.config.hidden_size
+    assert len(models.tokenizer) <= models.text_encoder.config.vocab_size
+
+
+def test_variant_reaches_the_unet_and_its_weights_become_float32(tmp_path):
+    pipeline = load_pipeline()
+    pipeline.to(torch.float16).save_pretrained(tmp_path)
+    pipeline.unet.save_pretrained(tmp_path / "unet", variant="fp16")
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(OSError):
+        load_models(config(pretrained_model_name_or_path=str(tmp_path)))
+    pipeline.vae.save_pretrained(tmp_path / "vae", variant="fp16")
+    models = load_models(config(pretrained_model_name_or_path=str(tmp_path), variant="fp16"))
+    assert {part.dtype for part in (models.text_encoder, models.vae, models.unet)} == {torch.float32}
+
+
+def test_pipeline_draws_and_prints_nothing():
+    code = (
+        "from lora_kit.models import load_pipeline\n"
+        "image = load_pipeline()('cat face', num_inference_steps=2).images[0]\n"
+        "import diffusers.utils.logging, transformers.utils.logging\n"
+        "print(image.size, diffusers.utils.logging.is_progress_bar_enabled(),"
+        " transformers.utils.logging.is_progress_bar_enabled())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(64, 64) True True"
+    assert done.stderr == ""
+
+
+def test_quiet_imports_silences_two_sentences_only():
+    for name, words in (
+        ("transformers.utils.import_utils", "`X` requires torchvision (not installed); falling back"),
+        ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward from %s"),
+    ):
+        quiet_imports()
+        quiet_imports()
+        logger, seen = logging.getLogger(name), []
+        handler = logging.Handler()
+        handler.emit = lambda record, seen=seen: seen.append(record.getMessage())
+        logger.addHandler(handler)
+        try:
+            logger.warning(words.replace("%s", "there"))
+            logger.warning("something else")
+        finally:
+            logger.removeHandler(handler)
+        assert seen == ["something else"]
+        assert len(logger.filters) == 1
