@@ -202,11 +202,10 @@ class TrainingConfig:
             value = getattr(self, one.name)
             if value == one.default or value is None:
                 continue
-            argv.append(f"--{one.name}")
             if isinstance(value, tuple):
-                argv.extend(value)
-            elif not isinstance(value, bool):
-                argv.append(str(value))
+                argv += [f"--{one.name}", *value]
+            else:  # one word with "=": a value may begin with a dash
+                argv.append(f"--{one.name}" if isinstance(value, bool) else f"--{one.name}={value}")
         return argv
 
 
@@ -288,10 +287,12 @@ def check_step_rules(rules):
         raise ValueError(f"lr_step_rules None: lr_scheduler 'piecewise_constant' needs them, {example}")
     try:
         *pairs, last = rules.split(",")
-        parsed = [(int(pair.split(":")[1]), float(pair.split(":")[0])) for pair in pairs]
+        parsed = [(int(boundary), float(factor)) for factor, boundary in (pair.split(":") for pair in pairs)]
         last = float(last)
-    except (ValueError, IndexError):
+    except ValueError:
         raise ValueError(f"lr_step_rules {rules!r} can't be read; {example}") from None
+    if not all(math.isfinite(factor) and factor >= 0 for factor in (*(factor for _, factor in parsed), last)):
+        raise ValueError(f"lr_step_rules {rules!r}: each factor must be a number of at least 0; {example}")
     boundaries = [boundary for boundary, _ in parsed]
     if sorted(set(boundaries)) != boundaries or any(boundary < 1 for boundary in boundaries):
         raise ValueError(f"lr_step_rules {rules!r}: boundaries {boundaries} must rise from 1 on; {example}")

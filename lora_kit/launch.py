@@ -70,9 +70,10 @@ def launch(config, num_processes=None, live=None, port=None):
         print(f"{reason}; num_processes {num_processes} is not used.")
     if expected > 1:
         _check_kernel(kind)
-    live = "ipykernel" in sys.modules if live is None else live
+    in_kernel = "ipykernel" in sys.modules
+    live = in_kernel if live is None else live
     with tempfile.TemporaryDirectory(prefix="lora_kit-") as folder:
-        args = (config, folder, expected, not live)
+        args = (config, folder, expected, not live and not in_kernel)
         view = LiveMetrics(Path(config.output_dir) / METRICS) if live else contextlib.nullcontext()
         with view:
             _start(args, num_processes, port or free_port(), expected)

@@ -46,11 +46,13 @@ def quiet_imports():
     """Keep diffusers and bitsandbytes from reporting two optional packages that nothing here uses; call it first.
 
     torchvision: diffusers' IP-Adapter code asks for image processors, and transformers says that it takes the PIL ones.
+    No LoRA keys: this kit trains the UNet only, so its files have none for the text encoder.
     kernels: on CPUs with AVX512-BF16 bitsandbytes looks for a 4-bit kernel. Every other message still comes through.
     """
     for logger, words in (
         ("transformers.utils.import_utils", "requires torchvision (not installed)"),
         ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"),
+        ("diffusers.loaders.lora_base", "No LoRA keys associated to CLIPTextModel"),
     ):
         logger = logging.getLogger(logger)
         if not any(getattr(one, "words", None) == words for one in logger.filters):

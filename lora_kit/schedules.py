@@ -11,7 +11,7 @@ def scheduler_step_rules(lr_step_rules, num_processes=1):
     if lr_step_rules is None:
         return None
     rules, last = check_step_rules(lr_step_rules)
-    return ",".join([*(f"{factor:g}:{boundary * num_processes}" for boundary, factor in rules), f"{last:g}"])
+    return ",".join([*(f"{factor}:{boundary * num_processes}" for boundary, factor in rules), f"{last}"])
 
 
 def make_scheduler(optimizer, config, steps):

@@ -347,7 +347,7 @@ class _Run:
     def loop(self):
         import torch
         from accelerate import skip_first_batches
-        from tqdm.auto import tqdm
+        from tqdm import tqdm  # as text: a widget can't be drawn from a forked child
 
         config, accelerator, steps = self.config, self.accelerator, self.steps
         bar = tqdm(

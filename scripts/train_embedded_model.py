@@ -112,49 +112,56 @@ def psnr(vae, pixels):
     return float(torch.cat(values).mean())
 
 
-def train_vae(args):
-    path, vae = args.work_dir / "vae.pt", new_vae()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+def train_vae(args, vae, name, steps, decoder_only=False):
+    """Train the whole VAE, or its decoder alone on the latents' means. State: work_dir/NAME.pt."""
+    path, peak = args.work_dir / f"{name}.pt", 1e-3 if decoder_only else 2e-3
+    if decoder_only:
+        vae.requires_grad_(False)
+        for part in (vae.decoder, vae.post_quant_conv):
+            part.requires_grad_(True)
+    parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     step = 0
     if path.exists():
         state = torch.load(path, weights_only=True)
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    if step >= args.vae_steps:
-        return vae
+    if step >= steps:
+        return vae.requires_grad_(False)
     plain = pixels_of(load_style("twemoji", "all", None))
+    outlined = pixels_of(load_style("outlined", "lora", None))
     styled = torch.cat([pixels_of(load_style(style, "lora", None)) for style in STYLES if style != "twemoji"])
+    mixture = ((plain, 4), (outlined, 6), (styled, 6)) if decoder_only else ((plain, 8), (styled, 8))
     checks = {style: pixels_of(load_style(style, "held_out"))[::3] for style in STYLES}
     generator = torch.Generator().manual_seed(step)
-    bar = tqdm(initial=step, total=args.vae_steps, desc="VAE", mininterval=10)
-    while step < args.vae_steps:
-        pick = torch.cat([
-            source[torch.randint(len(source), (count,), generator=generator)]
-            for source, count in ((plain, args.batch_size // 4), (styled, args.batch_size // 4))
-        ])  # fmt: skip
+    bar = tqdm(initial=step, total=steps, desc=name, mininterval=10)
+    while step < steps:
+        pick = torch.cat([part[torch.randint(len(part), (count,), generator=generator)] for part, count in mixture])
         flips = torch.rand(len(pick), generator=generator) < 0.5
         pick = torch.where(flips[:, None, None, None], pick.flip(3), pick)
         shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
         images = scaled(pick.roll(shift, (2, 3)))
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, args.vae_steps, 2e-3)
+            group["lr"] = rate(step, steps, peak)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(images).latent_dist
-            decoded = vae.decode(posterior.sample()).sample.float()
-        loss = F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images) + 2e-6 * posterior.kl().float().mean()
+            decoded = vae.decode(posterior.mode() if decoder_only else posterior.sample()).sample.float()
+        loss = F.mse_loss(decoded, images) + (0.02 if decoder_only else 0.1) * F.l1_loss(decoded, images)
+        if not decoder_only:
+            loss = loss + 2e-6 * posterior.kl().float().mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
         bar.update()
-        if step % 500 == 0 or step == args.vae_steps:
+        if step % 500 == 0 or step == steps:
             figures = {style: round(psnr(vae, check), 2) for style, check in checks.items()}
-            bar.write(f"VAE step {step} loss {loss.item():.5f} PSNR dB on held-out emoji {figures}")
+            bar.write(f"{name} step {step} loss {loss.item():.5f} PSNR dB on held-out emoji {figures}")
             save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path)
     bar.close()
-    return vae
+    return vae.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -168,7 +175,9 @@ def fold_latent_statistics(vae, pixels):
     weight, bias = vae.quant_conv.weight, vae.quant_conv.bias
     weight[:channels] *= gain[:, None, None, None]
     bias[:channels] = (bias[:channels] - mean) * gain
-    bias[channels:] += 2 * gain.log()  # the other half is the log-variance; it is clamped to [-30, 20] when read
+    # the other half is the log-variance; after training the posterior's deviation is made ten times smaller, so that a
+    # sample of it is as good as its mean, as in Stable Diffusion's VAE
+    bias[channels:] += 2 * gain.log() - 2 * np.log(10)
     post = vae.post_quant_conv
     post.bias += post.weight[:, :, 0, 0] @ mean
     post.weight /= gain[None, :, None, None]
@@ -359,6 +368,7 @@ def export(args, pipeline, records):
         },
         "safetensors_mb": round(sum(f.stat().st_size for f in args.output_dir.rglob("*.safetensors")) / 1e6, 2),
         "vae_steps": args.vae_steps,
+        "decoder_steps": args.decoder_steps,
         "unet_steps": args.unet_steps,
         "unet_minutes": round(torch.load(args.work_dir / "unet.pt", weights_only=True)["seconds"] / 60, 1),
         "grid_prompts": prompts,
@@ -371,7 +381,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("lora_kit/embedded_model"))
     parser.add_argument("--work_dir", type=Path, default=Path("build/embedded_model"), help="state and sample grids")
-    parser.add_argument("--vae_steps", type=int, default=5000)
+    parser.add_argument("--vae_steps", type=int, default=4000)
+    parser.add_argument("--decoder_steps", type=int, default=2500, help="of the decoder alone, on the latents' means")
+    parser.add_argument("--only_vae", action="store_true", help="stop before the UNet")
     parser.add_argument("--unet_steps", type=int, default=12000)
     parser.add_argument("--unet_rate", type=float, default=1e-3)
     parser.add_argument("--batch_size", type=int, default=32)
@@ -383,9 +395,12 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer(args.work_dir / "tokenizer")
-    vae = train_vae(args).eval().requires_grad_(False)
     records = load_style("twemoji", "all")
+    vae = train_vae(args, new_vae(), "vae", args.vae_steps)
     vae = fold_latent_statistics(vae, pixels_of(records))
+    vae = train_vae(args, vae, "decoder", args.decoder_steps, decoder_only=True).eval()
+    if args.only_vae:
+        return
     average = train_unet(args, vae, tokenizer, records)
     export(args, pipeline_of(vae, average["text_encoder"], tokenizer, average["unet"]), records)
 

@@ -1,0 +1,393 @@
+import dataclasses
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from lora_kit.config import (
+    LR_SCHEDULERS,
+    ConfigWarning,
+    TrainingConfig,
+    build_parser,
+    check_step_rules,
+    parse_args,
+)
+
+# every flag of diffusers' examples/text_to_image/train_text_to_image_lora.py, in its order
+REFERENCE_FLAGS = """
+pretrained_model_name_or_path revision variant dataset_name dataset_config_name train_data_dir image_column
+caption_column validation_prompt num_validation_images validation_epochs max_train_samples output_dir cache_dir seed
+resolution center_crop random_flip train_batch_size num_train_epochs max_train_steps gradient_accumulation_steps
+gradient_checkpointing learning_rate scale_lr lr_scheduler lr_warmup_steps snr_gamma use_8bit_adam allow_tf32
+dataloader_num_workers adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm push_to_hub hub_token
+prediction_type hub_model_id logging_dir mixed_precision report_to local_rank checkpointing_steps
+checkpoints_total_limit resume_from_checkpoint enable_xformers_memory_efficient_attention noise_offset rank
+image_interpolation_mode
+""".split()
+OWN_FLAGS = {"style", "target_modules", "lora_alpha", "lr_num_cycles", "lr_power", "lr_step_rules"}
+# the defaults of the training configuration that this kit teaches
+DEFAULTS = {
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_weight_decay": 1e-2,
+    "adam_epsilon": 1e-8,
+    "lr_scheduler": "constant",
+    "lr_warmup_steps": 0,
+    "use_8bit_adam": False,
+    "scale_lr": False,
+}
+# the reference's own, where that configuration says nothing
+REFERENCE_DEFAULTS = {
+    "resolution": 512,
+    "train_batch_size": 16,
+    "num_train_epochs": 100,
+    "max_train_steps": None,
+    "gradient_accumulation_steps": 1,
+    "max_grad_norm": 1.0,
+    "rank": 4,
+    "checkpointing_steps": 500,
+    "checkpoints_total_limit": None,
+    "output_dir": "sd-model-finetuned-lora",
+    "image_column": "image",
+    "caption_column": "text",
+    "num_validation_images": 4,
+    "validation_epochs": 1,
+    "noise_offset": 0.0,
+    "snr_gamma": None,
+    "dataloader_num_workers": 0,
+    "image_interpolation_mode": "lanczos",
+    "seed": None,
+    "target_modules": ("to_k", "to_q", "to_v", "to_out.0"),
+}
+
+
+def config(**settings):
+    return TrainingConfig(**{"style": "outlined", "learning_rate": 1e-3} | settings)
+
+
+def test_every_flag_of_the_reference_is_a_field():
+    fields = {one.name for one in dataclasses.fields(TrainingConfig)}
+    assert len(REFERENCE_FLAGS) == len(set(REFERENCE_FLAGS)) == 51
+    assert fields == {*REFERENCE_FLAGS, *OWN_FLAGS}
+
+
+def test_defaults():
+    made = config()
+    wanted = DEFAULTS | REFERENCE_DEFAULTS
+    assert {name: getattr(made, name) for name in wanted} == wanted
+
+
+def test_learning_rate_must_be_chosen():
+    with pytest.raises(TypeError, match="learning_rate is missing.*1e-4 to 1e-3"):
+        TrainingConfig(style="outlined")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "cure"),
+    [
+        ("lr_scheduler", "Cosine", "did you mean 'cosine'"),
+        ("lr_scheduler", "step", "constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial"),
+        ("style", "outline", "did you mean 'outlined'"),
+        ("mixed_precision", "bf32", "no, fp16, bf16"),
+        ("prediction_type", "sample", "epsilon, v_prediction"),
+        ("image_interpolation_mode", "cubic", "did you mean 'bicubic'"),
+        ("learning_rate", -1e-4, "greater than 0"),
+        ("learning_rate", 0, "greater than 0"),
+        ("learning_rate", float("nan"), "finite number"),
+        ("learning_rate", float("inf"), "finite number"),
+        ("learning_rate", "1e-4", "finite number"),
+        ("learning_rate", True, "finite number"),
+        ("learning_rate", None, "a value is needed"),
+        ("adam_beta1", 1.0, "less than 1"),
+        ("adam_beta1", -0.1, "at least 0"),
+        ("adam_beta2", 1, "less than 1"),
+        ("adam_beta2", 1.5, "less than 1"),
+        ("adam_weight_decay", -1e-2, "at least 0"),
+        ("adam_epsilon", -1e-8, "at least 0"),
+        ("max_grad_norm", -1.0, "at least 0"),
+        ("snr_gamma", 0, "greater than 0"),
+        ("noise_offset", -0.1, "at least 0"),
+        ("lr_power", 0, "greater than 0"),
+        ("lr_warmup_steps", 0.1, "whole number"),
+        ("lr_warmup_steps", -1, "at least 0"),
+        ("train_batch_size", 0, "at least 1"),
+        ("train_batch_size", 2.0, "whole number"),
+        ("train_batch_size", True, "whole number"),
+        ("gradient_accumulation_steps", 0, "at least 1"),
+        ("num_train_epochs", 0, "at least 1"),
+        ("max_train_steps", 0, "at least 1"),
+        ("max_train_samples", 0, "at least 1"),
+        ("lr_num_cycles", 0.5, "whole number"),
+        ("rank", 0, "at least 1"),
+        ("rank", "4", "whole number"),
+        ("lora_alpha", 0, "at least 1"),
+        ("resolution", 4, "at least 8"),
+        ("seed", -1, "at least 0"),
+        ("seed", 1.5, "whole number"),
+        ("dataloader_num_workers", -1, "at least 0"),
+        ("checkpointing_steps", 0, "at least 1"),
+        ("checkpoints_total_limit", 0, "at least 1"),
+        ("num_validation_images", 0, "at least 1"),
+        ("local_rank", -2, "at least -1"),
+        ("scale_lr", 1, "True or False"),
+        ("use_8bit_adam", "yes", "True or False"),
+        ("output_dir", None, "a value is needed"),
+        ("output_dir", "", "a text"),
+        ("validation_prompt", 3, "a text"),
+        ("target_modules", "to_q", "a list of names"),
+        ("target_modules", ("to_q", 3), "a list of names"),
+        ("target_modules", (), "to_out.0"),
+    ],
+)
+def test_error_names_the_field_quotes_the_value_and_helps(name, value, cure):
+    with pytest.raises(ValueError) as caught:
+        config(**{name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name} {value!r}")
+    assert cure in message
+
+
+@pytest.mark.parametrize("name", [one.name for one in dataclasses.fields(TrainingConfig)])
+def test_every_field_refuses_what_is_no_value_for_it(name):
+    with pytest.raises(ValueError, match=rf"^{name} <object"):
+        config(**{name: object()})
+
+
+def test_beta_zero_and_count_limits_are_legal():
+    made = config(adam_beta1=0, adam_beta2=0.0, max_grad_norm=0, adam_weight_decay=0, seed=0, local_rank=0)
+    assert (made.adam_beta1, made.max_grad_norm, made.seed) == (0.0, 0.0, 0)
+    assert isinstance(made.adam_beta1, float)
+
+
+@pytest.mark.parametrize(("warmup", "tenth"), [(10, 1), (11, 1), (500, 1)])
+def test_warmup_as_long_as_training(warmup, tenth):
+    with pytest.raises(ValueError, match=rf"lr_warmup_steps {warmup} .*10 updates.*about {tenth} \(a tenth\)"):
+        config(lr_scheduler="cosine", lr_warmup_steps=warmup, max_train_steps=10)
+    assert config(lr_scheduler="cosine", lr_warmup_steps=9, max_train_steps=10).lr_warmup_steps == 9
+    with pytest.warns(ConfigWarning):  # ignored there, so no error
+        config(lr_scheduler="constant", lr_warmup_steps=warmup, max_train_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [("learning_rte", "learning_rate"), ("lr_warmup_step", "lr_warmup_steps"), ("batch_size", "train_batch_size")],
+)
+def test_misspelt_field(misspelt, meant):
+    with pytest.raises(TypeError, match=f"'{misspelt}' is not a setting: did you mean '{meant}'"):
+        config(**{misspelt: 1})
+
+
+def test_unknown_field_points_to_help():
+    with pytest.raises(TypeError, match="'zzz' is not a setting: see `python -m lora_kit.training --help`"):
+        config(zzz=1)
+
+
+def test_data_must_be_named_once():
+    with pytest.raises(ValueError, match="style, dataset_name or train_data_dir"):
+        TrainingConfig(learning_rate=1e-3)
+    for other in ("dataset_name", "train_data_dir"):
+        with pytest.raises(ValueError, match=f"style 'outlined' and {other} 'here'"):
+            config(**{other: "here"})
+    both = config(style=None, dataset_name="imagefolder", train_data_dir="here")  # the reference passes both on
+    assert both.train_data_dir == "here"
+
+
+def test_token_is_not_published_or_shown():
+    with pytest.raises(ValueError, match="hf auth login") as caught:
+        config(report_to="wandb", hub_token="hf_secret")
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_polynomial_ends_at_1e_7():
+    with pytest.raises(ValueError, match="learning_rate 1e-07 .* 'polynomial'"):
+        config(lr_scheduler="polynomial", learning_rate=1e-7)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    ["", "1:100", "a:1,0.1", "1,2,0.1", "1:1.5,0.1", "1:0,0.1", "1:6,0.1:3,0.01", "1:3,0.1:3,0.01", "1:3:9,0.1",
+     "-1:3,0.1", "nan:3,0.1", "1:3,inf", None],
+)  # fmt: skip
+def test_step_rules_that_cannot_work(rules):
+    with pytest.raises(ValueError, match=re.escape(f"lr_step_rules {rules!r}")):
+        config(lr_scheduler="piecewise_constant", lr_step_rules=rules)
+
+
+def test_step_rules():
+    assert check_step_rules("1:100,0.1:200,0.01") == ([(100, 1.0), (200, 0.1)], 0.01)
+    assert check_step_rules("0.5") == ([], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"learning_rate": 1e-6}, "learning_rate 1e-06 is outside 1e-05..0.01"),
+        ({"learning_rate": 0.5}, "learning_rate 0.5 is outside 1e-05..0.01"),
+        ({"lr_warmup_steps": 500}, "'constant' ignores lr_warmup_steps 500: choose constant_with_warmup"),
+        (
+            {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:5,0.1", "lr_warmup_steps": 2},
+            "'piecewise_constant' ignores lr_warmup_steps 2",
+        ),
+        ({"lr_scheduler": "cosine", "lr_num_cycles": 3}, "lr_num_cycles 3 is ignored by lr_scheduler 'cosine'"),
+        ({"lr_scheduler": "linear", "lr_power": 2.0}, "lr_power 2.0 is ignored by lr_scheduler 'linear'"),
+        ({"lr_step_rules": "1:5,0.1"}, "lr_step_rules '1:5,0.1' is ignored by lr_scheduler 'constant'"),
+    ],
+)
+def test_warnings(settings, said):
+    with pytest.warns(ConfigWarning) as caught:
+        made = config(**settings)
+    assert len(caught) == 1
+    assert said in str(caught[0].message)
+    assert caught[0].filename == __file__  # points at the caller, here `config`
+    assert made.notices() == [str(caught[0].message)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"learning_rate": 1e-5},
+        {"learning_rate": 1e-2},
+        {"learning_rate": 1e-6, "scale_lr": True},
+        {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 500},
+        {"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 3},
+        {"lr_scheduler": "polynomial", "lr_power": 2.0},
+        {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:5,0.1"},
+    ],
+)
+def test_no_warning_for_the_usual(settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config(**settings)
+
+
+def test_frozen_keyword_only_and_replace():
+    made = config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.rank = 8
+    with pytest.raises(TypeError):
+        TrainingConfig(made)
+    assert dataclasses.replace(made, rank=8) == config(rank=8) != made
+    with pytest.raises(ValueError, match="rank 0"):
+        dataclasses.replace(made, rank=0)
+
+
+def test_scaled_rate():
+    made = config(learning_rate=1e-4, train_batch_size=4, gradient_accumulation_steps=3)
+    assert made.total_batch_size(2) == 24
+    assert made.peak_learning_rate(2) == 1e-4
+    assert dataclasses.replace(made, scale_lr=True).peak_learning_rate(2) == pytest.approx(24e-4)
+
+
+README_COMMANDS = [
+    # diffusers, examples/text_to_image/README.md
+    """--pretrained_model_name_or_path=CompVis/stable-diffusion-v1-4 --dataset_name=lambdalabs/naruto-blip-captions
+    --caption_column=text --resolution=512 --random_flip --train_batch_size=1 --num_train_epochs=100
+    --checkpointing_steps=5000 --learning_rate=1e-04 --lr_scheduler=constant --lr_warmup_steps=0 --seed=42
+    --output_dir=sd-naruto-model-lora --validation_prompt=cute_dragon_creature --report_to=wandb""",
+    # diffusers, docs/source/en/training/lora.md
+    """--pretrained_model_name_or_path=stable-diffusion-v1-5/stable-diffusion-v1-5
+    --dataset_name=lambdalabs/naruto-blip-captions --dataloader_num_workers=8 --resolution=512 --center_crop
+    --random_flip --train_batch_size=1 --gradient_accumulation_steps=4 --max_train_steps=15000 --learning_rate=1e-04
+    --max_grad_norm=1 --lr_scheduler=cosine --lr_warmup_steps=0 --output_dir=out --push_to_hub --hub_model_id=name
+    --report_to=wandb --checkpointing_steps=500 --validation_prompt=naruto --seed=1337""",
+    # diffusers, examples/text_to_image/test_text_to_image_lora.py
+    """--pretrained_model_name_or_path hf-internal-testing/tiny-stable-diffusion-pipe
+    --dataset_name hf-internal-testing/dummy_image_text_data --resolution 64 --train_batch_size 1
+    --gradient_accumulation_steps 1 --max_train_steps 4 --learning_rate 5.0e-04 --scale_lr --lr_scheduler constant
+    --lr_warmup_steps 0 --output_dir out --checkpointing_steps=2 --checkpoints_total_limit=2 --seed=0
+    --resume_from_checkpoint=checkpoint-4""",
+]
+
+
+@pytest.mark.parametrize("command", README_COMMANDS)
+def test_command_lines_of_the_reference(command):
+    made = parse_args(command.split())
+    for flag in re.findall(r"--(\w+)[= ]([^-\s]\S*)", command):
+        value = getattr(made, flag[0])
+        assert value == type(value)(flag[1])
+    switches = re.findall(r"--(\w+)(?=\s+--|\s*$)", command)
+    assert switches and all(getattr(made, name) is True for name in switches)
+    assert made.target_modules == ("to_k", "to_q", "to_v", "to_out.0")
+
+
+ROUND_TRIPS = [
+    {},
+    {"style": None, "dataset_name": "a/b", "dataset_config_name": "c", "image_column": "x", "caption_column": "y"},
+    {"style": None, "train_data_dir": "with space/and 'quote'", "resolution": 256, "center_crop": True},
+    {"target_modules": ("to_q",), "rank": 16, "lora_alpha": 32},
+    {"target_modules": ("ff.net.0.proj", "conv1"), "style": "blueprint", "report_to": "none"},
+    {"validation_prompt": "--dashes-first", "num_validation_images": 1, "validation_epochs": 5},
+    {"validation_prompt": "a = b, 100%", "seed": 0},
+    {"learning_rate": 1.2345678901234567e-4, "scale_lr": True, "adam_beta1": 0.0, "adam_beta2": 0.95},
+    {"adam_weight_decay": 0.0, "adam_epsilon": 1e-6, "max_grad_norm": 0.0, "use_8bit_adam": True},
+    {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:10,0.1:20,0.01"},
+    {"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 4, "lr_warmup_steps": 5, "max_train_steps": 80},
+    {"lr_scheduler": "polynomial", "lr_power": 0.5, "num_train_epochs": 3},
+    {"snr_gamma": 5.0, "noise_offset": 0.1, "prediction_type": "v_prediction", "mixed_precision": "bf16"},
+    {"resume_from_checkpoint": "latest", "checkpoints_total_limit": 2, "checkpointing_steps": 10},
+    {"gradient_checkpointing": True, "gradient_accumulation_steps": 8, "train_batch_size": 1, "random_flip": True},
+    {"push_to_hub": True, "hub_model_id": "me/lora", "hub_token": "hf_x", "revision": "main", "variant": "fp16"},
+    {"dataloader_num_workers": 2, "allow_tf32": True, "local_rank": 1, "cache_dir": "c", "logging_dir": "l"},
+    {"enable_xformers_memory_efficient_attention": True, "image_interpolation_mode": "nearest_exact"},
+    {"max_train_samples": 7, "pretrained_model_name_or_path": "a/b", "output_dir": "o"},
+]
+
+
+@pytest.mark.parametrize("settings", ROUND_TRIPS)
+def test_round_trip(settings):
+    made = config(**settings)
+    again = parse_args(made.to_argv())
+    assert again == made
+    given = {name: getattr(again, name) for name in settings}
+    assert given == settings
+
+
+def test_round_trips_set_every_field():
+    named = {name for settings in ROUND_TRIPS for name in settings}
+    assert {one.name for one in dataclasses.fields(TrainingConfig)} == named
+
+
+def test_path_is_taken_as_text():
+    assert config(output_dir=Path("a") / "b").output_dir == str(Path("a") / "b")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--style=outlined"], "--learning_rate"),
+        (["--style=outlined", "--learning_rate=1e-3", "--lr_schedulr=cosine"], "--lr_schedulr"),
+        (["--style=outlined", "--learning_rate=1e-3", "--lr_sched=cosine"], "--lr_sched"),  # no abbreviations
+        (["--style=outlined", "--learning_rate=abc"], "abc"),
+        (["--style=outlined", "--learning_rate=-1"], "learning_rate -1.0 must be greater than 0"),
+        (["--style=outlined", "--learning_rate=1e-3", "--rank=2.5"], "2.5"),
+        (["--learning_rate=1e-3"], "no data"),
+    ],
+)
+def test_bad_command_line(argv, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(argv)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_help_explains_every_flag():
+    text = " ".join(build_parser().format_help().split())
+    for one in dataclasses.fields(TrainingConfig):
+        assert f"--{one.name} " in text
+        assert one.metadata["help"] in text
+    assert "Default: to_k to_q to_v to_out.0." in text
+    assert all(name in text for name in LR_SCHEDULERS)
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = (
+        "import sys; from lora_kit.config import parse_args; sys.argv = ['x', '--help']\n"
+        "try: parse_args()\n"
+        "finally: print({'torch', 'diffusers', 'peft'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout.rstrip().endswith("set()")

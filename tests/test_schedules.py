@@ -1,0 +1,200 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from test_steps import real_run, runs_of_two_processes, steps_of
+
+from lora_kit.config import LR_SCHEDULERS, TrainingConfig
+from lora_kit.schedules import applied_learning_rates, make_scheduler, scheduler_step_rules
+from lora_kit.steps import Steps
+
+EPOCHS = (20, 2, 2, 2, None)  # 10 updates in one process, 6 in two
+CASES = [
+    (EPOCHS, {"lr_scheduler": "constant"}),
+    (EPOCHS, {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 4}),
+    (EPOCHS, {"lr_scheduler": "linear"}),
+    (EPOCHS, {"lr_scheduler": "linear", "lr_warmup_steps": 3}),
+    (EPOCHS, {"lr_scheduler": "cosine", "lr_warmup_steps": 1}),
+    (EPOCHS, {"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 2, "lr_warmup_steps": 1}),
+    ((19, 2, 4, 6, None), {"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 3}),
+    (EPOCHS, {"lr_scheduler": "polynomial", "lr_power": 2.0, "lr_warmup_steps": 2}),
+    (EPOCHS, {"lr_scheduler": "polynomial", "lr_power": 0.5, "scale_lr": True}),
+    (EPOCHS, {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:2,0.123456789:4,0.01"}),
+    ((13, 5, 3, 100, 9), {"lr_scheduler": "linear", "lr_warmup_steps": 4, "scale_lr": True, "learning_rate": 3e-4}),
+]
+
+
+def config(lr_scheduler, **settings):
+    return TrainingConfig(**{"style": "outlined", "learning_rate": 1e-3} | settings, lr_scheduler=lr_scheduler)
+
+
+def rates(lr_scheduler, updates=10, num_processes=1, at=None, **settings):
+    """Applied rates as a factor of a peak of 1e-3, in a run of so many updates."""
+    made = config(lr_scheduler, max_train_steps=updates, **settings)
+    found = applied_learning_rates(made, Steps.of(made, 20, num_processes), at)
+    assert found.dtype == np.float64
+    return found / 1e-3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clean_state():
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_every_schedule_is_among_the_cases():
+    assert {settings["lr_scheduler"] for _, settings in CASES} == set(LR_SCHEDULERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(one) for one in case[1].values()))
+def test_rates_are_those_of_a_real_run(case, num_processes):
+    combination, settings = case
+    seen = runs_of_two_processes()["schedules"][CASES.index(case)] if num_processes == 2 else real_run(*case)
+    made = TrainingConfig(
+        style="outlined",
+        train_batch_size=combination[1],
+        gradient_accumulation_steps=combination[2],
+        num_train_epochs=combination[3],
+        max_train_steps=combination[4],
+        **{"learning_rate": 1e-3} | settings,
+    )
+    steps = Steps.of(made, combination[0], num_processes)
+    assert applied_learning_rates(made, steps).tolist() == seen["rates"]
+    assert applied_learning_rates(made, steps, [steps.total_updates]).tolist() == [seen["after"]]
+
+
+def test_the_vector_by_hand():
+    made = config("cosine", lr_warmup_steps=1, train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=2)
+    two = Steps.of(made, 20, num_processes=2)
+    expected = [0, 1, 0.9045, 0.6545, 0.3455, 0.0955, 0]
+    np.testing.assert_allclose(applied_learning_rates(made, two, range(7)) / 1e-3, expected, atol=5e-5)
+
+
+def test_what_the_factor_of_processes_mends():
+    # told its total in updates, a scheduler of two processes runs out at half time and rises again (cosine)
+    made = config("cosine", lr_warmup_steps=1, train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=4)
+    right = Steps.of(made, 20, num_processes=2)
+    told = Steps(num_examples=20, train_batch_size=2, max_train_steps=right.total_updates, lr_warmup_steps=1)
+    wrong = applied_learning_rates(made, told, range(0, 2 * right.total_updates, 2)) / 1e-3
+    expected = [0, 0.9797, 0.8274, 0.5712, 0.2923, 0.0794, 0, 0.0794, 0.2923, 0.5712, 0.8274, 0.9797]
+    np.testing.assert_allclose(wrong, expected, atol=5e-5)
+    assert not np.allclose(wrong, applied_learning_rates(made, right) / 1e-3, atol=0.01)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+@pytest.mark.parametrize("warmup", [0, 1, 3, 9])
+@pytest.mark.parametrize("name", LR_SCHEDULERS)
+def test_formulas(name, warmup, num_processes):
+    ignores = name in ("constant", "piecewise_constant")
+    if ignores and warmup:
+        pytest.skip("this schedule has no warm-up")
+    more = {"lr_step_rules": "1:4,0.5:8,0.1"} if name == "piecewise_constant" else {}
+    found = rates(name, 10, num_processes, range(13), lr_warmup_steps=warmup, **more)
+    for update in range(13):
+        done = (update - warmup) / (10 - warmup)
+        if update < warmup:
+            expected = update / warmup
+        elif name.startswith("constant"):
+            expected = 1
+        elif name == "linear":
+            expected = max(0, 1 - done)
+        elif name == "cosine":
+            expected = 0.5 * (1 + math.cos(math.pi * done))
+        elif name == "cosine_with_restarts":
+            expected = 0 if done >= 1 else 0.5 * (1 + math.cos(math.pi * done))
+        elif name == "polynomial":
+            expected = max(0, 1 - done) * (1 - 1e-4) + 1e-4  # from 1e-3 to 1e-7
+        else:
+            expected = 1 if update < 4 else 0.5 if update < 8 else 0.1
+        assert found[update] == pytest.approx(expected, abs=1e-12), update
+
+
+@pytest.mark.parametrize("warmup", [1, 2, 5])
+@pytest.mark.parametrize("name", [name for name in LR_SCHEDULERS if name not in ("constant", "piecewise_constant")])
+def test_warmup_rises_from_zero_to_the_peak(name, warmup):
+    found = rates(name, 10, lr_warmup_steps=warmup)
+    assert found[0] == 0
+    assert found[warmup] == pytest.approx(1)
+    np.testing.assert_allclose(np.diff(found[: warmup + 1]), 1 / warmup)
+    assert found.max() == pytest.approx(1)
+    assert (np.diff(found[warmup:]) <= 0).all()
+
+
+@pytest.mark.parametrize("cycles", [1, 2, 4])
+def test_restarts(cycles):
+    found = rates("cosine_with_restarts", 40, lr_num_cycles=cycles)
+    length = 40 // cycles
+    assert [update for update in range(40) if found[update] == pytest.approx(1)] == list(range(0, 40, length))
+    for first in range(0, 40, length):
+        np.testing.assert_allclose(found[first : first + length], found[:length], atol=1e-12)
+    assert found.min() > 0  # never touches 0 before it jumps back
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 3.0])
+def test_power(power):
+    found = rates("polynomial", 10, lr_power=power)
+    assert found[5] == pytest.approx(0.5**power * (1 - 1e-4) + 1e-4)
+
+
+def test_past_the_end():
+    past = [10, 11, 15, 20]
+    assert rates("linear", at=past).tolist() == [0, 0, 0, 0]
+    assert rates("cosine_with_restarts", at=past).tolist() == [0, 0, 0, 0]
+    np.testing.assert_allclose(rates("cosine", at=past), [0, 0.0245, 0.5, 1], atol=5e-5)  # rises again
+    np.testing.assert_allclose(rates("polynomial", at=past), 1e-4)
+    assert rates("constant", at=past).tolist() == [1, 1, 1, 1]
+
+
+def test_step_rules_count_updates():
+    assert scheduler_step_rules("1:100,0.1:200,0.01", 4) == "1.0:400,0.1:800,0.01"
+    assert scheduler_step_rules(None, 4) is None
+    rules = {"lr_step_rules": "1:3,0.123456789:6,0.01"}
+    for num_processes in (1, 2, 4):
+        found = rates("piecewise_constant", 8, num_processes, **rules)
+        np.testing.assert_allclose(found, [1, 1, 1, 0.123456789, 0.123456789, 0.123456789, 0.01, 0.01], rtol=1e-12)
+
+
+def test_scale_lr_is_in_the_rates():
+    made = config("constant", scale_lr=True, train_batch_size=4, gradient_accumulation_steps=2, max_train_steps=3)
+    assert applied_learning_rates(made, Steps.of(made, 20, 2)) == pytest.approx([16e-3] * 3)
+
+
+def test_make_scheduler_starts_the_optimizer_at_update_0():
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-3)
+    made = config("linear", lr_warmup_steps=2)
+    scheduler = make_scheduler(optimizer, made, steps_of((20, 16, 1, 100, None), lr_warmup_steps=2))
+    assert type(scheduler).__name__ == "LambdaLR"
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
+def test_many_updates_cost_little():
+    import time
+
+    began = time.perf_counter()
+    found = rates("cosine", 100_000, lr_warmup_steps=1000)
+    assert time.perf_counter() - began < 5
+    assert len(found) == 100_000
+
+
+@pytest.mark.slow
+def test_rates_are_those_that_training_records(tmp_path):
+    from lora_kit.training import train
+
+    made = config(
+        "cosine_with_restarts", lr_num_cycles=2, lr_warmup_steps=1, scale_lr=True, learning_rate=1e-4, resolution=64,
+        max_train_samples=6, train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=3, seed=0,
+        report_to="none", output_dir=str(tmp_path),
+    )  # fmt: skip
+    train(made, progress=False)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    recorded = [record["lr"] for record in records if "update" in record]
+    assert recorded == applied_learning_rates(made, Steps.of(made, 6)).tolist()
+    assert len(set(recorded)) == 5  # 6 updates, of which the first two after warm-up and restart are at the peak

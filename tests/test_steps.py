@@ -1,0 +1,216 @@
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_kit.config import TrainingConfig
+from lora_kit.schedules import make_scheduler
+from lora_kit.steps import Steps
+
+# (num_examples, train_batch_size, gradient_accumulation_steps, num_train_epochs, max_train_steps)
+COMBINATIONS = [
+    (20, 2, 2, 2, None),  # the vector of tests/test_schedules.py
+    (16, 4, 1, 2, None),  # nothing remains anywhere
+    (16, 4, 2, 3, None),
+    (17, 4, 2, 2, None),  # the last batch has one picture
+    (19, 2, 4, 3, None),  # batches don't divide by processes, nor micro-steps by accumulation steps
+    (21, 2, 3, 2, None),
+    (9, 3, 4, 2, None),  # fewer batches than accumulation steps
+    (1, 4, 1, 3, None),  # one picture: the second process repeats it
+    (3, 1, 8, 2, None),
+    (7, 1, 2, 1, None),
+    (13, 5, 3, 100, 7),  # max_train_steps decides
+    (20, 2, 2, 1, 8),
+    (20, 2, 2, 50, 3),  # ends inside the first epoch
+    (20, 2, 3, 50, 6),
+]
+
+
+def steps_of(combination, num_processes=1, **more):
+    names = ("num_examples", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_train_steps")
+    return Steps(**dict(zip(names, combination, strict=True)), num_processes=num_processes, **more)
+
+
+def real_run(combination, settings=None):
+    """A bare loop of accelerate on a model of one weight, counted; with `settings` the schedule is the kit's own."""
+    import torch
+    from accelerate import Accelerator
+
+    num_examples, train_batch_size, gradient_accumulation_steps, num_train_epochs, max_train_steps = combination
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=gradient_accumulation_steps)
+    model = torch.nn.Linear(1, 1)
+    config = TrainingConfig(
+        style="outlined",
+        train_batch_size=train_batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        num_train_epochs=num_train_epochs,
+        max_train_steps=max_train_steps,
+        **{"learning_rate": 1e-3} | (settings or {}),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.peak_learning_rate(accelerator.num_processes))
+    if settings is None:
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    else:
+        scheduler = make_scheduler(optimizer, config, Steps.of(config, num_examples, accelerator.num_processes))
+    loader = torch.utils.data.DataLoader(torch.ones(num_examples, 1), batch_size=train_batch_size, shuffle=True)
+    seen = {"batches": len(loader), "rates": [], "micro_steps": [], "epochs": 0}
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    seen["batches_per_process"] = len(loader)
+    seen["num_processes"] = accelerator.num_processes
+    wanted = max_train_steps or 10**9
+    while len(seen["rates"]) < wanted and (max_train_steps or seen["epochs"] < num_train_epochs):
+        seen["epochs"] += 1
+        micro_steps = 0
+        for batch in loader:
+            with accelerator.accumulate(model):
+                micro_steps += 1
+                accelerator.backward(model(batch).mean())
+                if accelerator.sync_gradients:
+                    seen["rates"].append(optimizer.param_groups[0]["lr"])
+                    seen["micro_steps"].append(micro_steps)
+                    micro_steps = 0
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            if len(seen["rates"]) == wanted:
+                break
+    return seen | {"last_epoch": scheduler.scheduler.last_epoch, "after": optimizer.param_groups[0]["lr"]}
+
+
+@functools.cache
+def runs_of_two_processes():
+    """Every combination here and every schedule of test_schedules.py in one real world of two gloo processes."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "seen.json")
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node=2",
+            "--master_port=0",
+            __file__,
+            output,
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+        assert output.exists(), done.stderr[-3000:]
+        return json.loads(output.read_text())
+
+
+@pytest.fixture(scope="module")
+def run(request):
+    """`run(combination, num_processes)`: what accelerate did."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    def measured(combination, num_processes):
+        if num_processes == 2:
+            return runs_of_two_processes()["steps"][COMBINATIONS.index(combination)]
+        return real_run(combination)
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield measured
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
+def test_against_accelerate(run, combination, num_processes):
+    seen, steps = run(combination, num_processes), steps_of(combination, num_processes)
+    assert seen["num_processes"] == num_processes
+    assert steps.batches == seen["batches"]
+    assert steps.batches_per_process == seen["batches_per_process"]
+    assert steps.total_updates == len(seen["rates"])
+    assert steps.epochs == seen["epochs"]
+    assert steps.num_training_steps_for_scheduler == seen["last_epoch"]
+    per_epoch, accumulation = steps.updates_per_epoch, steps.gradient_accumulation_steps
+    expected = [accumulation] * (per_epoch - 1) + [steps.micro_steps_in_last_update]
+    assert seen["micro_steps"] == (expected * steps.epochs)[: steps.total_updates]
+
+
+def test_by_hand_one_process():
+    # 21 pictures by 2: 11 batches; by 3 micro-steps: 4 updates, the last of 2 micro-steps; 5 epochs: 20 updates
+    steps = steps_of((21, 2, 3, 5, None), lr_warmup_steps=4)
+    assert (steps.batches, steps.batches_per_process, steps.updates_per_epoch) == (11, 11, 4)
+    assert (steps.micro_steps_in_last_update, steps.total_updates, steps.epochs) == (2, 20, 5)
+    assert (steps.total_batch_size, steps.num_training_steps_for_scheduler) == (6, 20)
+    assert steps.num_warmup_steps_for_scheduler == 4
+
+
+def test_by_hand_two_processes():
+    # 10 batches, 5 a process, by 2: 3 updates (2 + 2 + 1); 2 epochs: 6 updates, 12 scheduler steps
+    steps = steps_of((20, 2, 2, 2, None), num_processes=2, lr_warmup_steps=1)
+    assert (steps.batches, steps.batches_per_process, steps.updates_per_epoch) == (10, 5, 3)
+    assert (steps.total_updates, steps.micro_steps_in_last_update, steps.total_batch_size) == (6, 1, 8)
+    assert (steps.num_training_steps_for_scheduler, steps.num_warmup_steps_for_scheduler) == (12, 2)
+
+
+def test_max_train_steps_overrides_epochs():
+    steps = steps_of((20, 2, 2, 100, 7), num_processes=2)
+    assert (steps.total_updates, steps.epochs, steps.num_training_steps_for_scheduler) == (7, 3, 14)
+
+
+def test_more_processes_than_batches():
+    steps = steps_of((3, 2, 4, 2, None), num_processes=8)
+    assert (steps.batches, steps.batches_per_process, steps.updates_per_epoch, steps.total_updates) == (2, 1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_examples", 0), ("train_batch_size", 2.0), ("num_processes", True), ("gradient_accumulation_steps", None),
+     ("max_train_steps", 0), ("num_train_epochs", -1), ("lr_warmup_steps", -1), ("lr_warmup_steps", 0.1)],
+)  # fmt: skip
+def test_counts_are_checked(name, value):
+    settings = {"num_examples": 20, "train_batch_size": 2} | {name: value}
+    low = 0 if name == "lr_warmup_steps" else 1
+    with pytest.raises(ValueError, match=f"{name} {value!r} is not a whole number of at least {low}"):
+        Steps(**settings)
+
+
+def test_warmup_is_shorter_than_the_run():
+    assert steps_of((20, 2, 2, 2, None), lr_warmup_steps=9).total_updates == 10
+    with pytest.raises(ValueError, match="lr_warmup_steps 10 is not shorter than the 10 updates"):
+        steps_of((20, 2, 2, 2, None), lr_warmup_steps=10)
+    with pytest.raises(ValueError, match="lr_warmup_steps 9 is not shorter than the 6 updates"):
+        steps_of((20, 2, 2, 2, None), num_processes=2, lr_warmup_steps=9)  # two processes: fewer updates
+
+
+def test_of_a_config():
+    config = TrainingConfig(
+        style="outlined", learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=1, train_batch_size=2,
+        gradient_accumulation_steps=2, num_train_epochs=2,
+    )  # fmt: skip
+    assert Steps.of(config, 20, 2) == steps_of((20, 2, 2, 2, None), num_processes=2, lr_warmup_steps=1)
+    with pytest.warns(match="ignores lr_warmup_steps"):
+        idle = TrainingConfig(style="outlined", learning_rate=1e-3, lr_warmup_steps=500, max_train_steps=3)
+    assert Steps.of(idle, 20).lr_warmup_steps == 0
+
+
+def test_rows_are_the_properties():
+    steps = steps_of((20, 2, 2, 2, None), num_processes=2, lr_warmup_steps=1)
+    assert [value for _, value, _ in steps.rows()] == [10, 5, 3, 6, 2, 8, 1, 2, 12]
+    how = {name: text for name, _, text in steps.rows()}
+    assert how["micro-steps an epoch"] == "ceil(10 / 2)"
+    assert how["pictures an update"] == "2 x 2 x 2"
+    assert (
+        dict((name, text) for name, _, text in steps_of((20, 2, 2, 2, 5)).rows())["updates in all"] == "max_train_steps"
+    )
+
+
+if __name__ == "__main__":  # one of the two processes of `runs_of_two_processes`
+    import torch.distributed
+    from accelerate.state import PartialState
+    from test_schedules import CASES
+
+    found = {"steps": [real_run(one) for one in COMBINATIONS], "schedules": [real_run(*one) for one in CASES]}
+    if PartialState().is_main_process:
+        Path(sys.argv[1]).write_text(json.dumps(found))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
