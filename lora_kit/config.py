@@ -202,10 +202,14 @@ class TrainingConfig:
             value = getattr(self, one.name)
             if value == one.default or value is None:
                 continue
+            if str(value).startswith("-"):  # apart, it would be read as a flag
+                argv.append(f"--{one.name}={value}")
+                continue
+            argv.append(f"--{one.name}")
             if isinstance(value, tuple):
-                argv += [f"--{one.name}", *value]
-            else:  # one word with "=": a value may begin with a dash
-                argv.append(f"--{one.name}" if isinstance(value, bool) else f"--{one.name}={value}")
+                argv.extend(value)
+            elif not isinstance(value, bool):
+                argv.append(str(value))
         return argv
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_kit.config import TrainingConfig
+from lora_kit.launch import free_port
 from lora_kit.schedules import make_scheduler
 from lora_kit.steps import Steps
 
