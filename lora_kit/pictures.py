@@ -1,7 +1,7 @@
 """Pictures to look at, and figures of their style: what the base draws, what the LoRA draws, what it was to learn."""
 
 
-def draw(pipeline, prompts, seed=0, num_inference_steps=20, guidance_scale=3.0, batch_size=16, lora_scale=None):
+def draw(pipeline, prompts, seed=0, num_inference_steps=20, guidance_scale=2.0, batch_size=16, lora_scale=None):
     """One picture for each prompt, as PIL pictures. Prompt i always starts from the same noise for the same seed.
 
     lora_scale: how strongly a loaded LoRA acts, 0 (not at all) to 1 (as trained) and beyond; None leaves it alone.

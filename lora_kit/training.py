@@ -359,7 +359,8 @@ class _Run:
         first_epoch, update_in_epoch = divmod(self.update, steps.updates_per_epoch)
         began, loss_value = time.perf_counter(), float("nan")
         losses = []
-        for epoch in range(first_epoch, steps.epochs):
+        last_epoch = steps.epochs if self.update < steps.total_updates else first_epoch  # a finished run resumed: none
+        for epoch in range(first_epoch, last_epoch):
             self.unet.train()
             self.pictures.set_epoch(epoch)
             self.loader.set_epoch(epoch)

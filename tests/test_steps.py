@@ -1,8 +1,11 @@
 import functools
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -82,25 +85,43 @@ def real_run(combination, settings=None):
     return seen | {"last_epoch": scheduler.scheduler.last_epoch, "after": optimizer.param_groups[0]["lr"]}
 
 
+def run_command(command, timeout=180, **environment):
+    """A command to its end, with one thread a process: `subprocess.run`'s result. No child is left after a time-out."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    with subprocess.Popen([sys.executable, *map(str, command)], **pipes) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)  # torchrun ends its workers, which have sessions of their own
+            out, err = process.communicate(timeout=60)
+            raise AssertionError(f"no end after {timeout} s: {err[-2000:]}") from None
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def fingerprint(path):
+    """A hash of the names and numbers in a safetensors file."""
+    from safetensors.torch import load_file
+
+    found = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def torchrun(*command):
+    """The same in two processes."""
+    port = f"--master_port={free_port()}"  # 0 would hang
+    return run_command(["-m", "torch.distributed.run", "--nproc_per_node=2", port, *command])
+
+
 @functools.cache
 def runs_of_two_processes():
     """Every combination here and every schedule of test_schedules.py in one real world of two gloo processes."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "seen.json")
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node=2",
-            "--master_port=0",
-            __file__,
-            output,
-        ]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
-        assert output.exists(), done.stderr[-3000:]
+        done = torchrun(__file__, output)
+        assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(output.read_text())
 
 
