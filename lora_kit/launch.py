@@ -132,15 +132,16 @@ def _start(args, num_processes, port, expected):
 
     config, folder = args[0], args[1]
     _parent["stdout"] = sys.stdout
-    elastic = logging.getLogger("torch.distributed.elastic")
-    level = elastic.level
+    # 25 lines about the process that failed last, and one for each that is then ended; ours names the first
+    loggers = [logging.getLogger(f"torch.{name}") for name in ("distributed.elastic", "multiprocessing.spawn")]
     with contextlib.ExitStack() as stack:
         # it announces "2 CUDAs" on a CPU; the true device is printed by the children's own report
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         if expected > 1:
             stack.enter_context(_set_aside("bitsandbytes"))
-            elastic.setLevel(logging.CRITICAL)  # 25 lines about the process that failed last; ours names the first
-            stack.callback(elastic.setLevel, level)
+            for logger in loggers:
+                stack.callback(logger.setLevel, logger.level)
+                logger.setLevel(logging.CRITICAL)
         try:
             notebook_launcher(
                 _worker,
@@ -168,7 +169,9 @@ def _worker(config, folder, expected, progress):
         import torch
 
         if not torch.accelerator.is_available():
-            torch.set_num_threads(max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", expected)), 1))
+            threads = max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", expected)), 1)
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate sets it, and warns
+            torch.set_num_threads(threads)
     try:
         from lora_kit.training import train
 

@@ -193,7 +193,10 @@ class _Run:
         )
         if self.on_start:
             self.on_start(self.accelerator)
-        seed = torch.seed() % 2**31 if config.seed is None else config.seed
+        seed = config.seed
+        if seed is None:
+            earlier = self.recorded() if config.resume_from_checkpoint else []
+            seed = earlier[0]["seed"] if earlier else torch.seed() % 2**31
         (self.seed,) = broadcast_object_list([seed])
         self.accelerator.dataloader_config.data_seed = self.seed
         set_seed(self.seed)
@@ -329,7 +332,8 @@ class _Run:
 
     def recorded(self):
         path = self.output_dir / METRICS
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may leave half a line
 
     def put_earlier_run_aside(self):
         earlier = [self.output_dir / name for name in (METRICS, LORA, "validation", self.config.logging_dir)]
