@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from test_steps import real_run, runs_of_two_processes, steps_of
 
-from lora_kit.config import LR_SCHEDULERS, TrainingConfig
+from lora_kit.config import IGNORES_WARMUP, LR_SCHEDULERS, TrainingConfig
 from lora_kit.schedules import applied_learning_rates, make_scheduler, scheduler_step_rules
 from lora_kit.steps import Steps
 
@@ -87,13 +87,13 @@ def test_what_the_factor_of_processes_mends():
     assert not np.allclose(wrong, applied_learning_rates(made, right) / 1e-3, atol=0.01)
 
 
+WARM = [name for name in LR_SCHEDULERS if name not in IGNORES_WARMUP]
+WITH_WARMUP = [(name, warmup) for name in WARM for warmup in (0, 1, 3, 9)]
+
+
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
-@pytest.mark.parametrize("warmup", [0, 1, 3, 9])
-@pytest.mark.parametrize("name", LR_SCHEDULERS)
+@pytest.mark.parametrize(("name", "warmup"), [*WITH_WARMUP, *((name, 0) for name in IGNORES_WARMUP)])
 def test_formulas(name, warmup, num_processes):
-    ignores = name in ("constant", "piecewise_constant")
-    if ignores and warmup:
-        pytest.skip("this schedule has no warm-up")
     more = {"lr_step_rules": "1:4,0.5:8,0.1"} if name == "piecewise_constant" else {}
     found = rates(name, 10, num_processes, range(13), lr_warmup_steps=warmup, **more)
     for update in range(13):
@@ -116,7 +116,7 @@ def test_formulas(name, warmup, num_processes):
 
 
 @pytest.mark.parametrize("warmup", [1, 2, 5])
-@pytest.mark.parametrize("name", [name for name in LR_SCHEDULERS if name not in ("constant", "piecewise_constant")])
+@pytest.mark.parametrize("name", WARM)
 def test_warmup_rises_from_zero_to_the_peak(name, warmup):
     found = rates(name, 10, lr_warmup_steps=warmup)
     assert found[0] == 0

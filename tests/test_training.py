@@ -323,7 +323,7 @@ def test_gradient_checkpointing_runs_and_changes_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_8_bit_adam(tmp_path):
-    run(tmp_path, use_8bit_adam=True, rank=64, checkpointing_steps=2)
+    run(tmp_path, use_8bit_adam=True, rank=32, checkpointing_steps=2)
     state = optimizer_state(tmp_path / "checkpoint-2")
     moments = [one["__bnb_optimizer_quant_state__"]["state1"].dtype for one in state.values()]
     assert {torch.uint8, torch.float32} == set(moments)  # small tensors keep 32 bits
@@ -365,6 +365,18 @@ def test_resumed_equals_uninterrupted(whole, update, wanted, tmp_path):
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key][name], other[key][name]) for key in one for name in one[key])
     assert not list(tmp_path.glob("earlier-*"))
+
+
+@pytest.mark.slow
+def test_resume_without_a_seed_goes_on_with_the_recorded_one(tmp_path):
+    small = dict(seed=None, checkpointing_steps=2, max_train_steps=3)
+    run(tmp_path, **small)
+    start, *lines, _ = records(tmp_path)
+    with (tmp_path / METRICS).open("a") as file:
+        file.write('{"update": 3, "lo')  # killed while it wrote
+    run(tmp_path, **small, resume_from_checkpoint="latest")
+    assert records(tmp_path)[0]["seed"] == start["seed"]
+    assert without_time(updates(tmp_path)) == without_time(lines)
 
 
 @pytest.mark.slow
@@ -454,13 +466,28 @@ def test_errors_come_before_any_output(settings, kind, said, tmp_path):
 def test_seeds(tmp_path):
     seeds = {"a": 5, "b": 5, "c": 6, "none": None, "none again": None}
     for name, seed in seeds.items():
-        run(tmp_path / name, max_train_steps=1, seed=seed)
+        run(tmp_path / name, max_train_steps=1, seed=seed, max_train_samples=None)
     hashes = {name: digest(tmp_path / name) for name in seeds}
     assert hashes["a"] == hashes["b"]
     assert len(set(hashes.values())) == 4
     drawn = records(tmp_path / "none")[0]["seed"]
-    run(tmp_path / "repeated", max_train_steps=1, seed=drawn)  # a recorded seed repeats even that run
+    run(
+        tmp_path / "repeated", max_train_steps=1, seed=drawn, max_train_samples=None
+    )  # a recorded seed repeats even that run
     assert updates(tmp_path / "repeated")[0]["loss"] == updates(tmp_path / "none")[0]["loss"]
+
+
+@pytest.mark.slow
+def test_each_epoch_crops_and_flips_anew(tmp_path, monkeypatch):
+    from lora_kit.data import TrainingPictures
+
+    told, set_epoch = [], TrainingPictures.set_epoch
+    monkeypatch.setattr(TrainingPictures, "set_epoch", lambda self, epoch: told.append(epoch) or set_epoch(self, epoch))
+    run(tmp_path, max_train_samples=4, max_train_steps=3, checkpointing_steps=2)
+    assert told == sorted(told) and set(told) == {0, 1, 2}  # by the loop, and by accelerate's loader once more
+    told.clear()
+    run(tmp_path, max_train_samples=4, max_train_steps=3, resume_from_checkpoint="latest")
+    assert set(told) == {2}
 
 
 @pytest.mark.slow
@@ -474,14 +501,14 @@ def test_workers_do_not_change_the_run(tmp_path):
 def test_validation_pictures(tmp_path):
     from PIL import Image
 
-    settings = dict(validation_prompt="cat face", num_validation_images=2, validation_epochs=2)
+    settings = dict(validation_prompt="cat face", num_validation_images=1, validation_epochs=2)
     run(tmp_path / "drawn", max_train_samples=4, max_train_steps=3, **settings)
     folder = tmp_path / "drawn" / "validation"
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["epoch-0000-0.png", "epoch-0000-1.png", "epoch-0002-0.png", "epoch-0002-1.png"]
+    assert names == ["epoch-0000-0.png", "epoch-0002-0.png"]
     pictures = [Image.open(folder / name) for name in names]
     assert {picture.size for picture in pictures} == {(64, 64)}
-    assert len({picture.tobytes() for picture in pictures}) == 4
+    assert len({picture.tobytes() for picture in pictures}) == 2
     run(tmp_path / "not drawn", max_train_samples=4, max_train_steps=3)  # drawing changes nothing about training
     assert digest(tmp_path / "drawn") == digest(tmp_path / "not drawn")
 

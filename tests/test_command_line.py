@@ -1,0 +1,99 @@
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from test_launch import CPU_ONLY
+from test_steps import fingerprint, run_command, torchrun
+
+from lora_kit.config import TrainingConfig
+from lora_kit.launch import free_port
+from lora_kit.schedules import applied_learning_rates
+from lora_kit.steps import Steps
+from lora_kit.training import LORA, METRICS, train
+
+FLAGS = [
+    "--style=outlined", "--resolution=64", "--learning_rate=1e-3", "--train_batch_size=2", "--max_train_samples=10",
+    "--gradient_accumulation_steps=2", "--num_train_epochs=2", "--lr_scheduler=linear", "--lr_warmup_steps=1",
+    "--scale_lr", "--seed=3", "--report_to=none",
+]  # fmt: skip
+SETTINGS = dict(
+    style="outlined", resolution=64, learning_rate=1e-3, train_batch_size=2, max_train_samples=10,
+    gradient_accumulation_steps=2, num_train_epochs=2, lr_scheduler="linear", lr_warmup_steps=1, scale_lr=True, seed=3,
+    report_to="none",
+)  # fmt: skip
+
+
+def records(folder):
+    return [json.loads(line) for line in Path(folder, METRICS).read_text().splitlines()]
+
+
+def check(done, folder, num_processes):
+    """The run ended well, on so many processes, and said so once; its rates are those foretold."""
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = TrainingConfig(**SETTINGS, output_dir=str(folder))
+    steps = Steps.of(made, 10, num_processes)
+    said = re.findall(r"^(\d+) updates in .* on (\d) process\(es\) \(.*CPU.*\), loss [\d.]+: (\S+)$", done.stdout, re.M)
+    assert said == [(str(steps.total_updates), str(num_processes), str(folder / LORA))]
+    start, *lines, end = records(folder)
+    assert start["num_processes"] == num_processes
+    assert [line["lr"] for line in lines] == applied_learning_rates(made, steps).tolist()
+    assert (end["event"], end["updates"]) == ("end", steps.total_updates)
+    assert "Traceback" not in done.stderr
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_one_process(tmp_path, one_thread):
+    done = run_command(["-m", "lora_kit.training", *FLAGS, f"--output_dir={tmp_path / 'shell'}"])
+    check(done, tmp_path / "shell", 1)
+    train(TrainingConfig(**SETTINGS, output_dir=str(tmp_path / "here")), progress=False)
+    assert fingerprint(tmp_path / "shell" / LORA) == fingerprint(tmp_path / "here" / LORA)
+
+
+@pytest.fixture
+def one_thread():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_two_processes_by_torchrun_and_by_accelerate(tmp_path):
+    one, other = tmp_path / "torchrun", tmp_path / "accelerate"
+    check(torchrun("-m", "lora_kit.training", *FLAGS, f"--output_dir={one}"), one, 2)
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    launcher += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}"]
+    done = run_command([*launcher, "-m", "lora_kit.training", *FLAGS, f"--output_dir={other}"])
+    check(done, other, 2)
+    assert fingerprint(one / LORA) == fingerprint(other / LORA)
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "said"),
+    [
+        (["--lr_schedulr=cosine"], 2, "unrecognized arguments: --lr_schedulr=cosine"),
+        (["--lr_scheduler=cosin"], 2, "lr_scheduler 'cosin' is unknown; did you mean 'cosine'"),
+        (["--pretrained_model_name_or_path=./missing"], 1, "pretrained_model_name_or_path './missing' does not exist"),
+    ],
+)
+def test_errors_in_one_line(flags, status, said, tmp_path):
+    done = run_command(["-m", "lora_kit.training", *FLAGS, f"--output_dir={tmp_path / 'out'}", *flags])
+    assert done.returncode == status
+    last = done.stderr.strip().splitlines()[-1]
+    assert said in last and "lora_kit.training: " in last
+    assert "Traceback" not in done.stderr
+    assert done.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_help_names_every_flag():
+    done = run_command(["-m", "lora_kit.training", "--help"])
+    assert done.returncode == 0
+    flags = set(re.findall(r"--(\w+)", done.stdout))
+    assert flags >= {name for name in TrainingConfig.__dataclass_fields__}
+    assert sys.executable not in done.stdout

@@ -1,0 +1,410 @@
+"""Launches happen in processes of their own: this file run as a script, and a Jupyter kernel."""
+
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from test_steps import fingerprint, run_command
+
+from lora_kit.config import TrainingConfig
+from lora_kit.launch import LaunchError, _explain, available_devices, free_port, in_process_reason, launch
+from lora_kit.schedules import applied_learning_rates
+from lora_kit.steps import Steps
+from lora_kit.training import LORA, METRICS, checkpoints, micro_step_seed
+
+CPU_ONLY = pytest.mark.skipif(
+    available_devices()[0] > 0, reason="two gloo processes need a machine without accelerator"
+)
+RUN = dict(
+    style="outlined", resolution=64, learning_rate=2e-3, train_batch_size=2, max_train_samples=18, seed=0,
+    report_to="none", gradient_accumulation_steps=2, max_train_steps=5, checkpointing_steps=2, lr_scheduler="cosine",
+    lr_warmup_steps=1,
+)  # fmt: skip
+
+
+def config(folder, **settings):
+    return TrainingConfig(**RUN | settings, output_dir=str(folder))
+
+
+def records(folder):
+    return [json.loads(line) for line in Path(folder, METRICS).read_text().splitlines()]
+
+
+def updates(folder):
+    found = [record for record in records(folder) if "update" in record]
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in found]
+
+
+def children(process):
+    """Processes forked by `process`, with the same command line as itself (so not Python's own helpers)."""
+
+    def command(number):
+        try:
+            return Path(f"/proc/{number}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+
+    found = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
+    return [int(one) for one in " ".join(found).split() if command(one) == command(process)]
+
+
+# the parent
+
+
+def stages(folder):
+    """What happened in each launch, by name; one parent for all, as hostile as a notebook's kernel may be."""
+    import bitsandbytes  # noqa: F401
+    import diffusers  # noqa: F401
+    import peft  # noqa: F401
+    import torch
+    from accelerate import Accelerator, PartialState
+
+    import lora_kit.training
+
+    torch.set_num_threads(2)
+    weight = torch.randn(2048, 2048, requires_grad=True)
+    (weight @ weight).relu().sum().backward()  # starts OpenMP's threads
+    PartialState()
+    Accelerator(cpu=True)
+
+    loss = lora_kit.training.diffusion_loss
+    spied, failing = folder / "spied.jsonl", []
+
+    def spy(unet, noise_scheduler, latents, hidden, made, generator):
+        """In the children: who draws what, and in which precision; it fails where a stage wants it to."""
+        rank = int(os.environ["RANK"])
+        base = {str(one.dtype) for one in unet.parameters() if not one.requires_grad}
+        lora = {str(one.dtype) for one in unet.parameters() if one.requires_grad}
+        seen = dict(
+            rank=rank, seed=generator.initial_seed(), latents=latents.float().sum().item(), base=sorted(base),
+            lora=sorted(lora), threads=torch.get_num_threads(), output_dir=made.output_dir,
+        )  # fmt: skip
+        with spied.open("a") as file:
+            file.write(json.dumps(seen) + "\n")
+        for kind, process in failing:
+            if kind == "raise" and process == rank:
+                raise ValueError("broken on purpose")
+            if kind == "kill" and process == rank:
+                os.kill(os.getpid(), 9)
+        return loss(unet, noise_scheduler, latents, hidden, made, generator)
+
+    lora_kit.training.diffusion_loss = spy
+    seen = {}
+
+    def stage(name, made, **options):
+        began = time.perf_counter()
+        try:
+            seen[name] = {"result": asdict(launch(made, 2, **options))}
+        except Exception as error:
+            seen[name] = {"error": type(error).__name__, "message": str(error)}
+        seen[name] |= {"seconds": time.perf_counter() - began, "left": children(os.getpid())}
+
+    stage("whole", config(folder / "whole"))
+    stage("again", config(folder / "again"))
+    resumed = folder / "resumed"
+    for path in checkpoints(folder / "whole")[:1]:
+        shutil.copytree(path, resumed / path.name)
+    shutil.copy(folder / "whole" / METRICS, resumed)
+    stage("resumed", config(resumed, resume_from_checkpoint="latest"))
+    stage("bf16", config(folder / "bf16", mixed_precision="bf16", max_train_steps=2))
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        seen["port"] = taken.getsockname()[1]
+        stage("taken", config(folder / "taken"), port=seen["port"])
+    stage("missing", config(folder / "missing", pretrained_model_name_or_path="./missing"))
+    failing.append(("raise", 1))
+    stage("raised", config(folder / "raised"))
+    failing[:] = [("kill", 1)]
+    stage("killed", config(folder / "killed"))
+    failing.clear()
+    stage("after", config(folder / "after"))
+    lora_kit.training.diffusion_loss = loss
+    alone = launch(config(folder / "alone", max_train_steps=2), 1)
+    seen["alone"] = {"result": asdict(alone)}
+    stage("after alone", config(folder / "after alone", max_train_steps=2))
+    seen["bitsandbytes"] = "bitsandbytes" in sys.modules
+    seen["spied"] = [json.loads(line) for line in spied.read_text().splitlines()]
+    return seen
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """(folder, what happened) of `stages`."""
+    folder = tmp_path_factory.mktemp("launch")
+    done = run_command([__file__, folder], timeout=170)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, json.loads((folder / "seen.json").read_text()) | {"stdout": done.stdout, "stderr": done.stderr}
+
+
+def result(seen, name):
+    assert "result" in seen[1][name], seen[1][name]
+    return seen[1][name]["result"]
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_two_processes_are_one_world(seen):
+    folder, what = seen
+    found, start = result(seen, "whole"), records(folder / "whole")[0]
+    assert (found["num_processes"], found["updates"]) == (2, 5)
+    assert (start["num_processes"], start["updates_per_epoch"], start["steps"]["num_processes"]) == (2, 3, 2)
+    assert "CPU" in start["device"]
+    # on two processes: 5 batches each, 3 updates an epoch, the schedule by two a step
+    made = config(folder / "whole")
+    rates = [record["lr"] for record in updates(folder / "whole")]
+    assert rates == applied_learning_rates(made, Steps.of(made, 18, 2)).tolist()
+    assert "2 process(es) trained on" in what["stdout"] and "CUDA" not in what["stdout"]
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_twice_in_one_kernel_gives_the_same(seen):
+    folder, what = seen
+    assert result(seen, "again")["loss"] == result(seen, "whole")["loss"]
+    assert fingerprint(folder / "again" / LORA) == fingerprint(folder / "whole" / LORA)
+    assert what["bitsandbytes"]  # set aside for the launch only
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_resumed_equals_uninterrupted(seen):
+    folder = seen[0]
+    assert result(seen, "resumed")["updates"] == 5
+    assert records(folder / "resumed")[0]["first_update"] == 2
+    assert updates(folder / "resumed") == updates(folder / "whole")
+    assert fingerprint(folder / "resumed" / LORA) == fingerprint(folder / "whole" / LORA)
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_ranks_draw_different_noise_and_pictures(seen):
+    folder, what = seen
+    whole = [one for one in what["spied"] if one["output_dir"] == str(folder / "whole")]
+    for rank in (0, 1):
+        mine = [one for one in whole if one["rank"] == rank]
+        assert [one["seed"] for one in mine] == [micro_step_seed(0, rank, step) for step in range(len(mine))]
+        assert len(mine) == 9  # 2 + 2 + 1 micro-steps, then 2 + 2
+    assert len({one["seed"] for one in whole}) == len({one["latents"] for one in whole}) == 18
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_mixed_precision_reaches_the_children(seen):
+    folder, what = seen
+    result(seen, "bf16")
+    assert records(folder / "bf16")[0]["mixed_precision"] == "bf16"
+    kinds = {
+        name: {(*one["base"], *one["lora"]) for one in what["spied"] if one["output_dir"] == str(folder / name)}
+        for name in ("bf16", "whole")
+    }
+    assert kinds == {"bf16": {("torch.bfloat16", "torch.float32")}, "whole": {("torch.float32", "torch.float32")}}
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_children_share_the_cores(seen):
+    assert {one["threads"] for one in seen[1]["spied"]} == {max(os.cpu_count() // 2, 1)}
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_port_that_is_taken(seen):
+    what = seen[1]["taken"]
+    assert what["error"] == "LaunchError"
+    assert str(seen[1]["port"]) in what["message"]
+    assert "The port is in use: choose another, or leave port out." in what["message"]
+
+
+@CPU_ONLY
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("raised", "process 1 failed first: ValueError: broken on purpose"),
+        ("killed", "process 1 ended with exit code -9"),
+        ("missing", "failed first: ValueError: pretrained_model_name_or_path './missing' does not exist"),
+    ],
+)
+def test_failure_names_the_process_and_why(seen, name, said):
+    what = seen[1][name]
+    assert what["error"] == "LaunchError"
+    assert said in what["message"]
+    assert len(what["message"].splitlines()) <= 12
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_launch_after_failures_and_after_a_run_in_the_parent(seen):
+    folder = seen[0]
+    assert result(seen, "after")["num_processes"] == 2
+    assert fingerprint(folder / "after" / LORA) == fingerprint(folder / "whole" / LORA)
+    assert result(seen, "alone")["num_processes"] == 1
+    assert result(seen, "after alone")["num_processes"] == 2
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_no_process_is_left(seen):
+    left = {name: what["left"] for name, what in seen[1].items() if isinstance(what, dict) and "left" in what}
+    assert len(left) == 10
+    assert set(map(len, left.values())) == {0}, left
+
+
+# a kernel
+
+
+KERNEL_SETUP = """
+import os, warnings
+import bitsandbytes, peft, diffusers, torch
+from dataclasses import replace
+from lora_kit import TrainingConfig
+from lora_kit.launch import launch
+config = TrainingConfig(**{settings!r})
+"""
+LAUNCH = "result = launch(config)\nprint(result.num_processes, result.updates)"
+
+
+class Kernel:
+    """A fresh Jupyter kernel; `run` gives a cell's outputs."""
+
+    def __init__(self):
+        from jupyter_client.manager import KernelManager
+
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
+        self.manager = KernelManager(kernel_name="python3")
+        self.manager.start_kernel(env=environment)
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=60)
+
+    def run(self, code, meanwhile=None, timeout=90):
+        outputs, number = [], self.client.execute(code)
+        if meanwhile:
+            meanwhile()
+        end = time.monotonic() + timeout
+        while True:
+            message = self.client.get_iopub_msg(timeout=end - time.monotonic())
+            if message["parent_header"].get("msg_id") != number:
+                continue
+            if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+                return outputs
+            outputs.append((message["msg_type"], message["content"]))
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    one = Kernel()
+    yield one
+    one.client.stop_channels()
+    one.manager.shutdown_kernel(now=True)
+
+
+def stdout(outputs):
+    return "".join(content["text"] for kind, content in outputs if kind == "stream" and content["name"] == "stdout")
+
+
+def errors(outputs):
+    return [content["ename"] + ": " + content["evalue"] for kind, content in outputs if kind == "error"]
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_in_a_kernel(kernel, tmp_path):
+    settings = RUN | {"output_dir": str(tmp_path / "a"), "max_train_steps": 3}
+    assert errors(kernel.run(KERNEL_SETUP.format(settings=settings))) == []
+
+    outputs = kernel.run(LAUNCH)
+    assert errors(outputs) == []
+    assert stdout(outputs).rstrip().endswith("2 3")
+    assert records(tmp_path / "a")[0]["num_processes"] == 2
+    pictures = [content for kind, content in outputs if kind == "update_display_data"]
+    assert pictures and "image/png" in pictures[-1]["data"]
+    assert [content["text"] for kind, content in outputs if kind == "stream" and content["name"] == "stderr"] == []
+
+    forked = []
+
+    def interrupt_when_training():
+        end = time.monotonic() + 60
+        while not (tmp_path / "b" / METRICS).exists() or not updates(tmp_path / "b"):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        forked.extend(children(kernel.manager.provisioner.pid))
+        kernel.manager.interrupt_kernel()
+
+    outputs = kernel.run(
+        f"launch(replace(config, max_train_steps=10000, output_dir={str(tmp_path / 'b')!r}))", interrupt_when_training
+    )
+    assert errors(outputs) == ["KeyboardInterrupt: training was interrupted; its processes have ended"]
+    assert len(forked) == 2
+    assert children(kernel.manager.provisioner.pid) == []
+    assert [one for one in forked if Path(f"/proc/{one}").exists()] == []
+
+    assert stdout(kernel.run(LAUNCH)).rstrip().endswith("2 3")  # and it launches again
+
+
+# without any process
+
+
+@pytest.mark.parametrize("num_processes", [0, -1, 2.0, "2", True])
+def test_num_processes_must_be_a_count(num_processes, tmp_path):
+    with pytest.raises(LaunchError, match=rf"num_processes {num_processes!r} is not a whole number"):
+        launch(config(tmp_path), num_processes)
+
+
+def test_more_processes_than_devices(tmp_path, monkeypatch):
+    monkeypatch.setattr("lora_kit.launch.available_devices", lambda: (2, "cuda"))
+    with pytest.raises(LaunchError, match=r"num_processes 3 is more than the 2 cuda device\(s\)"):
+        launch(config(tmp_path), 3)
+
+
+def test_kernel_that_can_no_longer_launch_on_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr("lora_kit.launch.available_devices", lambda: (2, "cuda"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", sys)
+    with pytest.raises(LaunchError, match="bitsandbytes is imported in this kernel .* Restart the kernel"):
+        launch(config(tmp_path), 2)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    with pytest.raises(LaunchError, match="CUDA is already in use .* Restart the kernel"):
+        launch(config(tmp_path), 2)
+
+
+def test_one_process_runs_here_and_its_errors_are_its_own(tmp_path):
+    assert "runs it in this kernel" in in_process_reason(1)
+    assert in_process_reason(2) is None
+    with pytest.raises(ValueError, match="'./missing' does not exist"):
+        launch(config(tmp_path, pretrained_model_name_or_path="./missing"), 1)
+
+
+def test_free_ports_are_free():
+    import socket
+
+    port = free_port()
+    assert port > 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))
+
+
+def test_first_failure_that_is_no_disconnect(tmp_path):
+    def report(rank, when, error):
+        text = json.dumps(dict(rank=rank, time=when, error=error, trace=f"trace of {rank}"))
+        (tmp_path / f"error-{rank}.json").write_text(text)
+
+    report(0, 1.0, "RuntimeError: Connection closed by peer [127.0.0.1]:1234")
+    report(2, 3.0, "ValueError: later")
+    report(1, 2.0, "ValueError: first")
+    assert _explain(RuntimeError(), tmp_path, 1) == "process 1 failed first: ValueError: first\ntrace of 1"
+    for rank in (1, 2):
+        (tmp_path / f"error-{rank}.json").unlink()
+    assert "process 0 failed first" in _explain(RuntimeError(), tmp_path, 1)
+
+
+if __name__ == "__main__":  # the parent of `stages`
+    found = stages(Path(sys.argv[1]))
+    Path(sys.argv[1], "seen.json").write_text(json.dumps(found))
