@@ -31,7 +31,7 @@ test: $(READY) ## style, unit tests, every notebook
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@echo "Opening JupyterLab; Ctrl-C here ends it."
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)
 
 format: $(READY) ## mend style where ruff can
 	@$(BIN)/ruff check --fix
