@@ -143,7 +143,7 @@ class TrainingConfig:
 
     def __post_init__(self):
         for one in dataclasses.fields(self):
-            object.__setattr__(self, one.name, _checked(one.name, getattr(self, one.name), one.metadata))
+            object.__setattr__(self, one.name, checked(one.name, getattr(self, one.name), one.metadata))
         sources = [name for name in ("style", "dataset_name", "train_data_dir") if getattr(self, name) is not None]
         if not sources:
             raise ValueError("no data: give one of style, dataset_name or train_data_dir")
@@ -235,7 +235,7 @@ def _init(self, **settings):
 TrainingConfig.__init__ = _init
 
 
-def _checked(name, value, rules):
+def checked(name, value, rules):
     """The value as its field's type, or ValueError."""
     kind, wanted = rules["kind"], None
     if value is None:

@@ -43,8 +43,10 @@ class CaptionedImages:
             raise ValueError(f"picture {self._names[index]} can't be read: {error}") from error
 
 
-def load_images(config):
+def load_images(config, seed=None):
     """The captioned pictures that `config` names by style, train_data_dir or dataset_name, as `CaptionedImages`.
+
+    seed: for the choice of max_train_samples, the same on every process; left out: config.seed, or 0.
 
     Raises FileNotFoundError for a folder or picture that isn't there, and ValueError, naming the file or the column,
     for an empty folder, a missing caption, an unknown column and, in a local folder, a broken picture.
@@ -53,7 +55,7 @@ def load_images(config):
         from lora_kit.styles import load_style
 
         records = load_style(config.style, "lora", size=config.resolution)
-        records = [records[index] for index in _chosen(len(records), config)]
+        records = [records[index] for index in _chosen(len(records), config, seed)]
         return CaptionedImages(*([record[key] for record in records] for key in ("image", "text", "emoji")))
 
     folder, by_name = _local_folder(config), config.dataset_name is not None
@@ -77,7 +79,7 @@ def load_images(config):
     image_column, caption_column = find_columns(rows.column_names, config)
     if not isinstance(rows.features[image_column], datasets.Image):
         raise ValueError(f"image_column {image_column!r} holds no pictures but {rows.features[image_column]}")
-    chosen = _chosen(len(rows), config)
+    chosen = _chosen(len(rows), config, seed)
     rows = rows.select(chosen)
     pictures = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     names, captions = [f"{index} of {source}" for index in chosen], list(rows[caption_column])
@@ -112,7 +114,7 @@ def find_columns(column_names, config):
     return tuple(found)
 
 
-def _chosen(count, config):
+def _chosen(count, config, seed):
     """Indices of the pictures to train on, by the same draw as `datasets.Dataset.shuffle(seed)`."""
     import numpy as np
 
@@ -121,8 +123,8 @@ def _chosen(count, config):
         return range(count)
     if wanted > count:
         raise ValueError(f"max_train_samples {wanted!r} is more than the {count} pictures of the data")
-    # without a seed every process must still choose the same pictures
-    return np.random.default_rng(config.seed or 0).permutation(count)[:wanted].tolist()
+    seed = (config.seed or 0) if seed is None else seed
+    return np.random.default_rng(seed).permutation(count)[:wanted].tolist()
 
 
 def _local_folder(config):

@@ -9,7 +9,7 @@ import math
 import shlex
 import warnings
 
-from lora_kit.config import IGNORES_WARMUP, LR_SCHEDULERS, USUAL_LEARNING_RATES, ConfigWarning, TrainingConfig, _checked
+from lora_kit.config import IGNORES_WARMUP, LR_SCHEDULERS, USUAL_LEARNING_RATES, ConfigWarning, TrainingConfig, checked
 from lora_kit.steps import Steps
 
 SAMPLES = 400
@@ -170,7 +170,7 @@ def explorer(num_examples=400, num_processes=1, **settings):
     start |= dict(lr_step_rules="1:100,0.1:200,0.01", train_batch_size=4, gradient_accumulation_steps=1)
     start |= dict(num_train_epochs=12, scale_lr=False)
     rules = {one.name: one.metadata for one in dataclasses.fields(TrainingConfig)}
-    start = {name: _checked(name, settings.pop(name, value), rules[name]) for name, value in start.items()}
+    start = {name: checked(name, settings.pop(name, value), rules[name]) for name, value in start.items()}
     start["num_processes"] = num_processes
     if not {"style", "dataset_name", "train_data_dir"} & settings.keys():
         settings["style"] = "outlined"

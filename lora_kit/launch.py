@@ -173,7 +173,7 @@ def _worker(config, folder, expected, progress):
             os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate sets it, and warns
             torch.set_num_threads(threads)
     try:
-        from lora_kit.training import train
+        from lora_kit.training import leave_process_group, train
 
         def check_world(accelerator):
             if accelerator.num_processes != expected:
@@ -189,19 +189,7 @@ def _worker(config, folder, expected, progress):
         Path(folder, f"error-{rank}.json").write_text(json.dumps(report))
         raise
     if expected > 1:
-        _leave()
-
-
-def _leave():
-    """End the process group in order; without it some CPU processes abort at exit, after all is done."""
-    import gc
-
-    import torch.distributed
-
-    gc.collect()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    gc.collect()
+        leave_process_group()
 
 
 def _explain(error, folder, port):

@@ -227,7 +227,7 @@ class _Run:
 
         config, accelerator = self.config, self.accelerator
         with accelerator.main_process_first():
-            images = load_images(config)
+            images = load_images(config, self.seed)
         self.steps = Steps.of(config, len(images), accelerator.num_processes)
         self.weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(
             accelerator.mixed_precision, torch.float32
@@ -311,7 +311,8 @@ class _Run:
             else:
                 self.put_earlier_run_aside()
                 kept = []
-            self.metrics = open(self.output_dir / METRICS, "w", buffering=1)
+            part = self.output_dir / f"{METRICS}.part"  # the old lines stay under their name until the new stand
+            self.metrics = open(part, "w", buffering=1)
             self.write(
                 event="start",
                 num_processes=accelerator.num_processes,
@@ -326,6 +327,7 @@ class _Run:
             )
             for line in kept:
                 self.write(**line)
+            os.replace(part, self.output_dir / METRICS)
             simple = {name: value for name, value in asdict(config).items() if isinstance(value, (int, float, str))}
             accelerator.init_trackers("text2image-fine-tune", config={**simple, "hub_token": ""})
         accelerator.wait_for_everyone()
@@ -477,22 +479,27 @@ class _Run:
         )
 
 
-def main(argv=None):
-    """The command line. Prints what was done; the exit status is 1 with the reason in one line where it can't be."""
+def leave_process_group():
+    """End the process group in order, if there is one; else some CPU processes abort at exit, after all is done."""
     import gc
 
     import torch.distributed
 
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        gc.collect()
+
+
+def main(argv=None):
+    """The command line. Prints what was done; the exit status is 1 with the reason in one line where it can't be."""
     config = parse_args(argv)
     try:
         result = train(config)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"lora_kit.training: {error}")
-    if torch.distributed.is_initialized():  # else some CPU processes abort at exit, after all is done
-        gc.collect()
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-        gc.collect()
+    leave_process_group()
     if int(os.environ.get("RANK", 0)) == 0:
         print(
             f"{result.updates} updates in {result.seconds:.1f} s on {result.num_processes} process(es) "

@@ -10,6 +10,7 @@ from test_steps import fingerprint
 from lora_kit.config import TrainingConfig
 from lora_kit.models import EMBEDDED_MODEL, load_models, load_pipeline
 from lora_kit.parameters import add_lora
+from lora_kit.plots import read_metrics
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
 from lora_kit.training import LORA, METRICS, checkpoints, diffusion_loss, main, micro_step_seed, train
@@ -557,3 +558,16 @@ def test_load_pipeline_is_the_stock_pipeline():
     from diffusers import StableDiffusionPipeline
 
     assert type(load_pipeline()) is StableDiffusionPipeline
+
+
+def test_an_unseeded_run_is_repeated_by_the_seed_that_it_recorded(tmp_path):
+    """The choice of max_train_samples included: it comes from the seed in the start record, not from another."""
+    shared = dict(
+        style="outlined", resolution=64, learning_rate=1e-3, train_batch_size=4, max_train_samples=8, max_train_steps=2,
+        report_to="none",
+    )  # fmt: skip
+    train(TrainingConfig(**shared, output_dir=str(tmp_path / "unseeded")), progress=False)
+    start, first = read_metrics(tmp_path / "unseeded" / "metrics.jsonl")
+    train(TrainingConfig(**shared, seed=start["seed"], output_dir=str(tmp_path / "repeated")), progress=False)
+    _, second = read_metrics(tmp_path / "repeated" / "metrics.jsonl")
+    assert [one["loss"] for one in first] == [one["loss"] for one in second]
