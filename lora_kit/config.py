@@ -2,7 +2,7 @@
 
 Source of names and defaults: diffusers, examples/text_to_image/train_text_to_image_lora.py. Where that script's
 defaults and the training configuration it documents differ (a warm-up of 500 steps, a rate of 1e-4), this kit takes the
-latter: no warm-up unless asked for, and a rate that you choose.
+latter: no warm-up unless asked for, and a rate that you choose. With match_diffusers it takes the script's.
 """
 
 import argparse
@@ -23,8 +23,16 @@ LR_SCHEDULERS = (
 )
 IGNORES_WARMUP = ("constant", "piecewise_constant")
 STYLES = ("twemoji", "outlined", "line_art", "blueprint", "openmoji", "openmoji_line")
+ATTENTIONS = ("sdpa", "plain")
 INTERPOLATION_MODES = ("nearest", "nearest_exact", "box", "bilinear", "hamming", "bicubic", "lanczos")
 USUAL_LEARNING_RATES = (1e-5, 1e-2)
+MATCHED_DEFAULTS = {"learning_rate": 1e-4, "lr_warmup_steps": 500}  # the script's own, taken with match_diffusers
+MATCHED_DEFECTS = (  # what match_diffusers brings back, as --help and the README say it
+    "D1: max_grad_norm does nothing, since clipping is handed an exhausted iterator",
+    "D2: with bf16 the LoRA's own weights are bf16 too, in which most small updates round away",
+    "D4: with a seed, every process draws the same noise and timesteps",
+    "D7: a resumed epoch starts again from its first batch, and processes other than the first lose their random state",
+)
 
 
 class ConfigWarning(UserWarning):
@@ -90,6 +98,13 @@ class TrainingConfig:
     validation_epochs: int = _count(1, "Draw them every so many epochs.")
     output_dir: str = _text("sd-model-finetuned-lora", "Where LoRA, checkpoints, metrics and pictures are written.")
     cache_dir: str | None = _text(None, "Where downloaded models and data sets are kept.", optional=True)
+    match_diffusers: bool = _switch(
+        "Make the very LoRA that diffusers' own script makes: its random numbers, updates, defaults and file, "
+        "and its defects, which are listed below."
+    )
+    no_cache: bool = _switch(
+        "Encode pictures and captions anew in every micro-step instead of once; the result is the same, later."
+    )
     seed: int | None = _count(
         None, "Makes a run repeatable; each process draws its own noise from it.", 0, optional=True
     )
@@ -135,6 +150,14 @@ class TrainingConfig:
     resume_from_checkpoint: str | None = _text(None, 'A checkpoint-N in output_dir, or "latest".', optional=True)
     logging_dir: str = _text("logs", "Where trackers write, inside output_dir.")
     report_to: str = _text("tensorboard", "Trackers that accelerate knows; metrics.jsonl is always written.")
+    attention: str = _text(
+        "sdpa",
+        "How the UNet's attention is computed: torch's fused kernel, or plain products, "
+        "which are faster on a CPU at low resolution and take more memory at high.",
+        choices=ATTENTIONS,
+    )
+    channels_last: bool = _switch("Keep the UNet in channels_last memory order.")
+    torch_compile: bool = _switch("Compile the UNet with torch.compile: slow to start, faster from then on.")
     enable_xformers_memory_efficient_attention: bool = _switch("Use xformers' attention.")
     push_to_hub: bool = _switch("Upload the LoRA when the run is done.")
     hub_token: str | None = _text(None, "The token for that; a login is safer.", optional=True)
@@ -163,7 +186,7 @@ class TrainingConfig:
             )
         if self.lr_scheduler == "piecewise_constant":
             check_step_rules(self.lr_step_rules)
-        if self.max_train_steps is not None and self.lr_scheduler not in IGNORES_WARMUP:
+        if self.max_train_steps is not None and self.lr_scheduler not in IGNORES_WARMUP and not self.match_diffusers:
             check_warmup(self.lr_warmup_steps, self.max_train_steps)
 
     def notices(self):
@@ -177,6 +200,11 @@ class TrainingConfig:
         if self.lr_warmup_steps and name in IGNORES_WARMUP:
             cure = "choose constant_with_warmup, or leave lr_warmup_steps at 0"
             found.append(f"lr_scheduler {name!r} ignores lr_warmup_steps {self.lr_warmup_steps!r}: {cure}")
+        elif self.match_diffusers and self.max_train_steps is not None:
+            try:
+                check_warmup(self.lr_warmup_steps, self.max_train_steps)
+            except ValueError as error:
+                found.append(str(error))
         for field_name, idle, reader in (
             ("lr_num_cycles", 1, "cosine_with_restarts"),
             ("lr_power", 1.0, "polynomial"),
@@ -200,7 +228,8 @@ class TrainingConfig:
         argv = []
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
-            if value == one.default or value is None:
+            default = MATCHED_DEFAULTS.get(one.name, one.default) if self.match_diffusers else one.default
+            if value == default or value is None:
                 continue
             if str(value).startswith("-"):  # apart, it would be read as a flag
                 argv.append(f"--{one.name}={value}")
@@ -225,6 +254,8 @@ def _init(self, **settings):
                 f"did you mean {close[0]!r}?" if close else "see `python -m lora_kit.training --help` for all of them"
             )
             raise TypeError(f"{name!r} is not a setting: {hint}")
+    if settings.get("match_diffusers"):
+        settings = {**MATCHED_DEFAULTS, **settings}
     if "learning_rate" not in settings:
         raise TypeError("learning_rate is missing: choose one; 1e-4 to 1e-3 is typical of LoRA")
     _generated_init(self, **settings)
@@ -308,14 +339,24 @@ def build_parser():
     parser = argparse.ArgumentParser(
         prog="python -m lora_kit.training",
         description="Train a LoRA of a text-to-image diffusion model.",
+        epilog="\n  ".join(
+            [
+                "--match_diffusers brings back the script's defaults where a flag is left out:",
+                *(f"--{name} {value:g}" for name, value in MATCHED_DEFAULTS.items()),
+                "and its defects, each of which is mended without it:",
+                *MATCHED_DEFECTS,
+            ]
+        ).replace("  and", "and"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     for one in dataclasses.fields(TrainingConfig):
         rules, required = one.metadata, one.default is dataclasses.MISSING
         text = rules["help"].replace("%", "%%")
         text += f" One of {', '.join(rules['choices'])}." if rules["choices"] else ""
+        text += " Required, but with match_diffusers." if required else ""
         if rules["kind"] is bool:
-            parser.add_argument(f"--{one.name}", action="store_true", help=text)
+            parser.add_argument(f"--{one.name}", action="store_true", default=argparse.SUPPRESS, help=text)
             continue
         if not required and one.default is not None:
             text += f" Default: {' '.join(one.default) if rules['kind'] is tuple else one.default}."
@@ -323,8 +364,7 @@ def build_parser():
             f"--{one.name}",
             type=str if rules["kind"] is tuple else rules["kind"],
             nargs="+" if rules["kind"] is tuple else None,
-            required=required,
-            default=None if required else one.default,
+            default=argparse.SUPPRESS,
             metavar=rules["kind"].__name__.upper() if rules["kind"] is not tuple else "NAME",
             help=text,
         )
@@ -334,7 +374,9 @@ def build_parser():
 def parse_args(argv=None):
     """A `TrainingConfig` from a command line (sys.argv where `argv` is None); exits with 2 and the error in one line."""
     parser = build_parser()
-    settings = vars(parser.parse_args(argv))
+    settings = vars(parser.parse_args(argv))  # only what was given: a default may depend on match_diffusers
+    if not {"learning_rate", "match_diffusers"} & settings.keys():
+        parser.error("--learning_rate is required: 1e-4 to 1e-3 is typical of LoRA")
     try:
         return TrainingConfig(**settings)
     except ValueError as error:

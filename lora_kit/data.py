@@ -1,12 +1,13 @@
 """Captioned pictures from a style, a folder or the Hub, and the data set that a training loop reads from them.
 
 Columns, transforms and their order follow diffusers' examples/text_to_image/train_text_to_image_lora.py; the transforms
-are torchvision's, without torchvision. One thing differs: what is random about an item (crop, flip, which caption)
-depends on the seed, the epoch and the index alone, so a resumed epoch repeats exactly.
+are torchvision's, without torchvision. One thing differs, but with match_diffusers: what is random about an item (crop,
+flip, which caption) depends on the seed, the epoch and the index alone, so a resumed epoch repeats exactly.
 """
 
 import difflib
 import hashlib
+import random
 from pathlib import Path
 
 DATASET_COLUMNS = {"lambdalabs/naruto-blip-captions": ("image", "text")}  # the reference's, where a column is None
@@ -17,10 +18,11 @@ class CaptionedImages:
     """Pictures with captions by index: `len(images)`, `images.image(0)` -> PIL RGB, `images.captions(0)` -> text(s).
 
     `pictures` is a list of PIL pictures, or a data set of one column whose pictures are read when they are asked for.
+    `fingerprint` is a text that changes when the data do, where their maker has one.
     """
 
-    def __init__(self, pictures, captions, names):
-        self._pictures, self._captions, self._names = pictures, captions, names
+    def __init__(self, pictures, captions, names, fingerprint=None):
+        self._pictures, self._captions, self._names, self.fingerprint = pictures, captions, names, fingerprint
 
     def __len__(self):
         return len(self._captions)
@@ -92,7 +94,7 @@ def load_images(config, seed=None):
         _check_caption(name, caption, caption_column, empty=folder is None)
     if folder is not None:
         _verify(names, found if not by_name and config.max_train_samples is None else [])
-    return CaptionedImages(pictures, captions, names)
+    return CaptionedImages(pictures, captions, names, rows._fingerprint)
 
 
 def find_columns(column_names, config):
@@ -191,40 +193,68 @@ def _verify(names, pictures):
 def resize_and_crop(image, resolution, center_crop, interpolation="lanczos", generator=None):
     """`image` with its shorter edge resized to `resolution`, then cropped to a square: at its centre or at random.
 
-    The longer edge becomes int(resolution * long / short), as torchvision's Resize has it.
+    The longer edge becomes int(resolution * long / short), as torchvision's Resize has it; a random crop draws its top,
+    then its left, as RandomCrop does, and draws nothing where the picture is a square.
     """
     import torch
     from PIL import Image
 
-    width, height = image.size
-    short = min(width, height)
-    size = tuple(resolution if edge == short else int(resolution * edge / short) for edge in (width, height))
+    size = _resized(image.size, resolution)
     if size != image.size:
         image = image.resize(size, Image.Resampling[interpolation.upper().removesuffix("_EXACT")])
     spare = [edge - resolution for edge in size]
-    if center_crop:
+    if center_crop or spare == [0, 0]:
         left, top = (round(edge / 2) for edge in spare)
     else:
-        left, top = (int(torch.randint(edge + 1, (), generator=generator)) for edge in spare)
+        top, left = (int(torch.randint(edge + 1, (1,), generator=generator)) for edge in reversed(spare))
     return image.crop((left, top, left + resolution, top + resolution))
+
+
+def _resized(size, resolution):
+    short = min(size)
+    return tuple(resolution if edge == short else int(resolution * edge / short) for edge in size)
 
 
 class TrainingPictures:
     """A map-style data set for torch: {"pixel_values": float32 (3, R, R) in [-1, 1], "input_ids": int64 (tokens,)}.
 
     images: `CaptionedImages`; R: `resolution`. Call `set_epoch` before each epoch: with (seed, epoch, i) it decides the
-    caption, crop and flip of item i. seed None takes torch's own seed.
+    caption, crop and flip of item i. seed None takes torch's own seed. With global_draws they come from Python's and
+    torch's global generators instead, one item after the other, as in diffusers' script.
     """
 
     def __init__(
-        self, images, tokenizer, resolution, center_crop, random_flip, image_interpolation_mode="lanczos", seed=None
+        self,
+        images,
+        tokenizer,
+        resolution,
+        center_crop,
+        random_flip,
+        image_interpolation_mode="lanczos",
+        seed=None,
+        global_draws=False,
     ):
         import torch
 
         self.images, self.tokenizer, self.resolution = images, tokenizer, resolution
         self.center_crop, self.random_flip, self.interpolation = center_crop, random_flip, image_interpolation_mode
         self.seed = torch.initial_seed() if seed is None else seed
+        self.global_draws = global_draws
         self.epoch = 0
+
+    @classmethod
+    def of(cls, config, images, encoder, seed=None):
+        """This data set with the settings of a `TrainingConfig`; `encoder` is what the class takes second."""
+        return cls(
+            images,
+            encoder,
+            resolution=config.resolution,
+            center_crop=config.center_crop,
+            random_flip=config.random_flip,
+            image_interpolation_mode=config.image_interpolation_mode,
+            seed=seed,
+            global_draws=config.match_diffusers,
+        )
 
     def set_epoch(self, epoch):
         """Makes the next reads those of `epoch` (0 is the first)."""
@@ -234,32 +264,70 @@ class TrainingPictures:
         return len(self.images)
 
     def __getitem__(self, index):
+        generator = self.generator(index)
+        caption = self.choose(self.images.captions(index), generator)
+        return {"pixel_values": self.pixels(index, generator), "input_ids": self.input_ids(caption)}
+
+    def generator(self, index):
+        """Where item `index` of this epoch draws from; None stands for the global generators."""
+        import torch
+
+        if self.global_draws:
+            return None
+        digest = hashlib.sha256(f"{self.seed} {self.epoch} {index}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def choose(self, captions, generator=None):
+        """One of a list of captions; what is no list is returned as it is, and nothing is drawn for it."""
+        import torch
+
+        if not isinstance(captions, list):
+            return captions
+        if generator is None:
+            return random.choice(captions)
+        return captions[int(torch.randint(len(captions), (), generator=generator))]
+
+    def flipped(self, generator=None):
+        """Whether this read is mirrored."""
+        import torch
+
+        return self.random_flip and bool(torch.rand(1, generator=generator) < 0.5)
+
+    def is_square(self, index):
+        """Whether picture `index` needs no crop once it is resized."""
+        return _resized(self.images.image(index).size, self.resolution) == (self.resolution, self.resolution)
+
+    def pixels(self, index, generator=None, flip=None):
+        """Picture `index` as float32 (3, R, R) in [-1, 1], cropped and (unless `flip` decides) mirrored by `generator`."""
         import numpy as np
         import torch
         from PIL import Image
 
-        digest = hashlib.sha256(f"{self.seed} {self.epoch} {index}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        caption = self.images.captions(index)
-        if not isinstance(caption, str):
-            caption = caption[int(torch.randint(len(caption), (), generator=generator))]
         image = self.images.image(index)
         image = resize_and_crop(image, self.resolution, self.center_crop, self.interpolation, generator)
-        if self.random_flip and torch.rand((), generator=generator) < 0.5:
+        if self.flipped(generator) if flip is None else flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
-        tokens = self.tokenizer(
+        return (pixels - 0.5) / 0.5
+
+    def input_ids(self, caption):
+        """A caption as int64 (tokens,), padded or cut to the tokenizer's length."""
+        return self.tokenizer(
             caption,
             max_length=self.tokenizer.model_max_length,
             padding="max_length",
             truncation=True,
             return_tensors="pt",
-        )
-        return {"pixel_values": (pixels - 0.5) / 0.5, "input_ids": tokens.input_ids[0]}
+        ).input_ids[0]
 
 
 def collate(examples):
-    """One batch of items: {"pixel_values": float32 (batch, 3, R, R), "input_ids": int64 (batch, tokens)}."""
+    """One batch of items: {"pixel_values": float32 (batch, 3, R, R), "input_ids": int64 (batch, tokens)}.
+
+    A data set that makes whole batches has made it already.
+    """
     import torch
 
+    if isinstance(examples, dict):
+        return examples
     return {key: torch.stack([one[key] for one in examples]).contiguous() for key in ("pixel_values", "input_ids")}

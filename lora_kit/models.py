@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,34 +85,36 @@ def _no_bars_for(path):
             library.enable_progress_bar()
 
 
-def load_models(config, dtype=None):
+def load_models(config, dtype=None, parts=Models._fields):
     """`Models` for a `TrainingConfig`: in `dtype` (float32 if left out), on the CPU, all frozen, in eval mode.
 
-    Training puts the UNet back into train mode. `revision` and `variant` go to those parts that the reference gives
+    Parts that are not named in `parts` are None: neither they nor the classes that they need are loaded. Training puts the UNet back into train mode. `revision` and `variant` go to those parts that the reference gives
     them to: both to VAE and UNet, the revision to tokenizer and text encoder.
     Source: diffusers, examples/text_to_image/train_text_to_image_lora.py.
     """
     path = model_path(config.pretrained_model_name_or_path)
     quiet_imports()
     import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    def load(kind, part, **options):
-        return kind.from_pretrained(path, subfolder=part, cache_dir=config.cache_dir, **options)
 
     dtype = dtype or torch.float32
-    weights = {"revision": config.revision, "variant": config.variant, "torch_dtype": dtype}
+    revision, weights = {"revision": config.revision}, {"variant": config.variant, "torch_dtype": dtype}
+    sources = {  # part: its library, class, folder and options
+        "tokenizer": ("transformers", "CLIPTokenizer", "tokenizer", revision),
+        "text_encoder": ("transformers", "CLIPTextModel", "text_encoder", {**revision, "dtype": dtype}),
+        "vae": ("diffusers", "AutoencoderKL", "vae", {**revision, **weights}),
+        "unet": ("diffusers", "UNet2DConditionModel", "unet", {**revision, **weights}),
+        "noise_scheduler": ("diffusers", "DDPMScheduler", "scheduler", {}),
+    }
+    loaded = dict.fromkeys(sources)
     with _no_bars_for(path):
-        models = Models(
-            tokenizer=load(CLIPTokenizer, "tokenizer", revision=config.revision),
-            text_encoder=load(CLIPTextModel, "text_encoder", revision=config.revision, dtype=dtype),
-            vae=load(AutoencoderKL, "vae", **weights),
-            unet=load(UNet2DConditionModel, "unet", **weights),
-            noise_scheduler=load(DDPMScheduler, "scheduler"),
-        )
+        for part in parts:
+            library, name, folder, options = sources[part]
+            kind = getattr(import_module(library), name)
+            loaded[part] = kind.from_pretrained(path, subfolder=folder, cache_dir=config.cache_dir, **options)
+    models = Models(**loaded)
     for model in (models.text_encoder, models.vae, models.unet):
-        model.requires_grad_(False).eval()
+        if model is not None:
+            model.requires_grad_(False).eval()
     return models
 
 

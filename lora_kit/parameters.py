@@ -7,12 +7,13 @@ from .models import quiet_imports
 DEFAULT_TARGET_MODULES = ("to_k", "to_q", "to_v", "to_out.0")
 
 
-def add_lora(unet, rank=4, target_modules=DEFAULT_TARGET_MODULES, lora_alpha=None):
+def add_lora(unet, rank=4, target_modules=DEFAULT_TARGET_MODULES, lora_alpha=None, upcast=True):
     """Freeze `unet`, give it a LoRA, and get its parameters as a list: A (rank, in) and B (out, rank) per module.
 
     A starts as noise of standard deviation 1 / rank and B as zeros, so the output is unchanged until the first update.
     The update is scaled by lora_alpha / rank; None means rank. The LoRA is float32 on any base, since in bfloat16
-    most small updates round away: move the base to its dtype BEFORE this call. A target is the end of a
+    most small updates round away: move the base to its dtype BEFORE this call. (upcast=False leaves the LoRA in the
+    base's dtype, as diffusers' script does with bfloat16.) A target is the end of a
     module's name, as peft reads it. Raises ValueError for a target that matches nothing, or nothing that LoRA adapts,
     and for a UNet that has a LoRA already.
 
@@ -39,7 +40,8 @@ def add_lora(unet, rank=4, target_modules=DEFAULT_TARGET_MODULES, lora_alpha=Non
     unet.requires_grad_(False)
     alpha = rank if lora_alpha is None else lora_alpha
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets))
-    cast_training_params(unet, dtype=torch.float32)
+    if upcast:
+        cast_training_params(unet, dtype=torch.float32)
     return trainable_parameters(unet)
 
 

@@ -20,7 +20,8 @@ class Steps:
     """What a run of these sizes does. All counts are whole numbers; an update is counted once, not once a process.
 
     num_examples: pictures in the data set. train_batch_size: pictures of one process in one micro-step.
-    max_train_steps: updates in all; where it is None, num_train_epochs decides.
+    max_train_steps: updates in all; where it is None, num_train_epochs decides. match_diffusers: as that script, take a
+    warm-up that is longer than the run.
     Raises ValueError where a count is not a whole number of at least 1, and where the warm-up is not shorter than the run.
 
     >>> Steps(num_examples=20, train_batch_size=2, gradient_accumulation_steps=2, num_processes=2, num_train_epochs=2).total_updates
@@ -34,15 +35,19 @@ class Steps:
     num_train_epochs: int = 100
     max_train_steps: int | None = None
     lr_warmup_steps: int = 0
+    match_diffusers: bool = False
 
     def __post_init__(self):
         for name, value in asdict(self).items():
+            if name == "match_diffusers":
+                continue
             low = 0 if name == "lr_warmup_steps" else 1
             if value is None and name == "max_train_steps":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ValueError(f"{name} {value!r} is not a whole number of at least {low}")
-        check_warmup(self.lr_warmup_steps, self.total_updates)
+        if not self.match_diffusers:
+            check_warmup(self.lr_warmup_steps, self.total_updates)
 
     @classmethod
     def of(cls, config, num_examples, num_processes=1):
@@ -60,6 +65,7 @@ class Steps:
             num_train_epochs=config.num_train_epochs,
             max_train_steps=config.max_train_steps,
             lr_warmup_steps=0 if config.lr_scheduler in IGNORES_WARMUP else config.lr_warmup_steps,
+            match_diffusers=config.match_diffusers,
         )
 
     @property

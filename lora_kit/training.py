@@ -79,7 +79,8 @@ def diffusion_loss(unet, noise_scheduler, latents, encoder_hidden_states, config
     """The loss of one micro-step: the mean squared error of the predicted noise or velocity, in fp32.
 
     latents: (batch, 4, h, w), already scaled. encoder_hidden_states: (batch, tokens, width). Noise and one timestep for
-    each picture come from `generator`, on the CPU, so that they don't depend on the device. With snr_gamma each
+    each picture come from `generator`, on the CPU, so that they don't depend on the device; None stands for torch's
+    global generator of the latents' device. With snr_gamma each
     picture's error is weighted by min(snr, gamma) / snr (epsilon) or / (snr + 1) (v-prediction): arXiv 2303.09556.
     """
     import torch
@@ -87,11 +88,12 @@ def diffusion_loss(unet, noise_scheduler, latents, encoder_hidden_states, config
     from diffusers.training_utils import compute_snr
 
     batch, device, dtype = latents.shape[0], latents.device, latents.dtype
-    noise = torch.randn(latents.shape, generator=generator)
+    source = {"generator": generator} if generator else {"device": device}
+    noise = normal_like(latents, generator)
     if config.noise_offset:
-        noise += config.noise_offset * torch.randn((batch, latents.shape[1], 1, 1), generator=generator)
-    noise = noise.to(device, dtype)
-    timesteps = torch.randint(noise_scheduler.config.num_train_timesteps, (batch,), generator=generator).to(device)
+        noise += config.noise_offset * torch.randn((batch, latents.shape[1], 1, 1), **source).to(device)
+    noise = noise.to(dtype)
+    timesteps = torch.randint(noise_scheduler.config.num_train_timesteps, (batch,), **source).to(device)
     noisy = noise_scheduler.add_noise(latents, noise, timesteps)
     prediction_type = config.prediction_type or noise_scheduler.config.prediction_type
     if prediction_type == "v_prediction":
@@ -103,33 +105,45 @@ def diffusion_loss(unet, noise_scheduler, latents, encoder_hidden_states, config
             f"prediction_type {prediction_type!r} of the base model can't be trained; only epsilon and v_prediction"
         )
     predicted = unet(noisy, timesteps, encoder_hidden_states, return_dict=False)[0]
+    if config.snr_gamma is None:
+        return F.mse_loss(predicted.float(), target.float())
+    snr = compute_snr(noise_scheduler, timesteps)
+    if prediction_type == "epsilon":
+        weights = (config.snr_gamma / snr).clamp(max=1)
+    else:
+        weights = snr.clamp(max=config.snr_gamma) / (snr + 1)
     errors = F.mse_loss(predicted.float(), target.float(), reduction="none").mean((1, 2, 3))
-    if config.snr_gamma is not None:
-        snr = compute_snr(noise_scheduler, timesteps)
-        if prediction_type == "epsilon":
-            weights = (config.snr_gamma / snr).clamp(max=1)
-        else:
-            weights = snr.clamp(max=config.snr_gamma) / (snr + 1)
-        errors = errors * weights
-    return errors.mean()
+    return (errors * weights).mean()
 
 
-def save_lora(unet, folder):
+def normal_like(tensor, generator):
+    """Normal noise of the tensor's shape, on its device: from `generator` in float32, or, where that is None, from the
+    device's global generator in the tensor's dtype."""
+    import torch
+
+    if generator is None:
+        return torch.randn(tensor.shape, device=tensor.device, dtype=tensor.dtype)
+    return torch.randn(tensor.shape, generator=generator).to(tensor.device)
+
+
+def save_lora(unet, folder, as_script=False):
     """Write the UNet's LoRA as pytorch_lora_weights.safetensors, in keys that a stock pipeline loads whole.
 
-    PEFT's own keys and the adapter's settings are stored, so nothing is lost whatever modules were trained; the file
-    appears under its name only when it is complete.
+    PEFT's own keys and the adapter's settings are stored, so nothing is lost whatever modules were trained; as_script
+    stores diffusers' older keys (lora.up, lora.down) and no settings, as that script does. The file appears under its
+    name only when it is complete.
     """
     from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
     part = f"{LORA}.part"
     layers = {name: tensor.detach().float().cpu() for name, tensor in get_peft_model_state_dict(unet).items()}
     StableDiffusionPipeline.save_lora_weights(
         folder,
-        unet_lora_layers=layers,
+        unet_lora_layers=convert_state_dict_to_diffusers(layers) if as_script else layers,
         weight_name=part,
-        unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
+        unet_lora_adapter_metadata=None if as_script else unet.peft_config["default"].to_dict(),
     )
     os.replace(Path(folder, part), Path(folder, LORA))
     return str(Path(folder, LORA))
@@ -149,6 +163,7 @@ class _Run:
         self.output_dir = Path(config.output_dir)
 
     def run(self):
+        config = self.config
         self.start_accelerator()
         resume_from = self.find_checkpoint()
         self.load()
@@ -158,9 +173,9 @@ class _Run:
         self.accelerator.wait_for_everyone()
         lora_path = str(self.output_dir / LORA)
         if self.accelerator.is_main_process:
-            save_lora(self.accelerator.unwrap_model(self.unet), self.output_dir)
+            save_lora(self.accelerator.unwrap_model(self.unet), self.output_dir, config.match_diffusers)
             self.write(event="end", updates=self.update, loss=loss, seconds=round(seconds, 3), lora_path=lora_path)
-            if self.config.push_to_hub:
+            if config.push_to_hub:
                 self.push()
         self.accelerator.wait_for_everyone()
         for tracker in self.accelerator.trackers:
@@ -178,7 +193,7 @@ class _Run:
     def start_accelerator(self):
         import torch
         from accelerate import Accelerator
-        from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, broadcast_object_list, set_seed
+        from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, broadcast_object_list
 
         config = self.config
         self.accelerator = Accelerator(
@@ -189,7 +204,8 @@ class _Run:
             project_config=ProjectConfiguration(
                 project_dir=config.output_dir, logging_dir=str(self.output_dir / config.logging_dir)
             ),
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+            # without it the order of the pictures comes from torch's global generator, as in diffusers' script
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=not config.match_diffusers),
         )
         if self.on_start:
             self.on_start(self.accelerator)
@@ -199,7 +215,6 @@ class _Run:
             seed = earlier[0]["seed"] if earlier else torch.seed() % 2**31
         (self.seed,) = broadcast_object_list([seed])
         self.accelerator.dataloader_config.data_seed = self.seed
-        set_seed(self.seed)
         if config.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
 
@@ -219,39 +234,74 @@ class _Run:
 
     def load(self):
         import torch
+        from accelerate.utils import set_seed
 
-        from lora_kit.data import TrainingPictures, collate, load_images
         from lora_kit.models import load_models
         from lora_kit.parameters import add_lora
-        from lora_kit.steps import Steps
 
         config, accelerator = self.config, self.accelerator
-        with accelerator.main_process_first():
-            images = load_images(config, self.seed)
-        self.steps = Steps.of(config, len(images), accelerator.num_processes)
         self.weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(
             accelerator.mixed_precision, torch.float32
         )
-        models = load_models(config, self.weight_dtype)
-        self.tokenizer, self.noise_scheduler = models.tokenizer, models.noise_scheduler
-        self.unet, self.vae, self.text_encoder = (
-            model.to(accelerator.device) for model in (models.unet, models.vae, models.text_encoder)
-        )
+        self.load_pictures()
+        models = load_models(config, self.weight_dtype, ("unet", "noise_scheduler"))
+        self.unet, self.noise_scheduler = models.unet.to(accelerator.device), models.noise_scheduler
+        if config.channels_last:
+            self.unet.to(memory_format=torch.channels_last)
+        # loading draws nothing; from here on each draw of the global generators has its place. Without a seed the
+        # processes of diffusers' script draw differently
+        set_seed(self.seed, device_specific=config.match_diffusers and config.seed is None)
         # always in fp32: in bf16 small updates would round away, in fp16 gradients could not be unscaled
-        self.lora_layers = add_lora(self.unet, config.rank, config.target_modules, config.lora_alpha)
+        upcast = not config.match_diffusers or config.mixed_precision == "fp16"
+        self.lora_layers = add_lora(self.unet, config.rank, config.target_modules, config.lora_alpha, upcast)
         if config.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         if config.enable_xformers_memory_efficient_attention:
             self.unet.enable_xformers_memory_efficient_attention()
-        self.pictures = TrainingPictures(
-            images,
-            self.tokenizer,
-            resolution=config.resolution,
-            center_crop=config.center_crop,
-            random_flip=config.random_flip,
-            image_interpolation_mode=config.image_interpolation_mode,
-            seed=self.seed,
-        )
+        if config.attention == "plain":
+            from diffusers.models.attention_processor import AttnProcessor
+
+            self.unet.set_attn_processor(AttnProcessor())
+        if config.torch_compile:
+            self.unet.compile()
+
+    def load_pictures(self):
+        """The data set, encoded once for all processes of a machine; VAE and text encoder stay only where needed."""
+        import torch
+
+        from lora_kit.data import TrainingPictures, collate, load_images
+        from lora_kit.encoding import EncodedPictures, EncodingCache, batch_sizes, encode, is_local
+        from lora_kit.models import Models, load_models
+        from lora_kit.steps import Steps
+
+        config, accelerator = self.config, self.accelerator
+        images, encoded, encoders = None, None, Models(*[None] * len(Models._fields))
+        parts = ("tokenizer", "text_encoder", "vae")
+        with accelerator.local_main_process_first():
+            if config.no_cache or not is_local(config):
+                images = load_images(config, self.seed)
+            if not config.no_cache:
+                fingerprint = images and images.fingerprint
+                size = accelerator.num_processes, self.weight_dtype, accelerator.device, fingerprint
+                cache = EncodingCache(config, self.seed, *size)
+                encoded = cache.read()
+            count = len(encoded.captions) if encoded else len(images := images or load_images(config, self.seed))
+            self.steps = Steps.of(config, count, accelerator.num_processes)
+            if config.no_cache:
+                encoders = self.on_device(load_models(config, self.weight_dtype, parts))
+            elif encoded is None:
+                progress = self.progress and accelerator.is_local_main_process
+                sizes = batch_sizes(config, count, accelerator.num_processes)
+                encoders = self.on_device(load_models(config, self.weight_dtype, parts))
+                encoded = cache.write(encode(config, images, encoders, sizes, progress))
+                encoders = Models(*[None] * len(Models._fields))
+        if encoded and encoded.posterior is None:
+            images = images or load_images(config, self.seed)
+            encoders = self.on_device(load_models(config, self.weight_dtype, ("vae",)))
+        self.vae, self.text_encoder = encoders.vae, encoders.text_encoder
+        self.scaling_factor = encoded.scaling_factor if encoded else self.vae.config.scaling_factor
+        kind, encoder = (EncodedPictures, encoded) if encoded else (TrainingPictures, encoders.tokenizer)
+        self.pictures = kind.of(config, images, encoder, self.seed)
         self.loader = torch.utils.data.DataLoader(
             self.pictures,
             shuffle=True,
@@ -260,13 +310,19 @@ class _Run:
             num_workers=config.dataloader_num_workers,
         )
 
+    def on_device(self, models):
+        """`Models` whose encoders stand on the device of this process."""
+        place = {part: getattr(models, part) for part in ("vae", "text_encoder")}
+        return models._replace(**{part: one and one.to(self.accelerator.device) for part, one in place.items()})
+
     def prepare(self):
         from lora_kit.optimizers import make_optimizer
         from lora_kit.schedules import make_scheduler
 
         config, accelerator, steps = self.config, self.accelerator, self.steps
         # fp16: with a fused step accelerate could not see that an update was skipped, and would step the schedule
-        fused = accelerator.mixed_precision != "fp16"
+        # and a fused step rounds otherwise than the one that diffusers' script takes
+        fused = accelerator.mixed_precision != "fp16" and not config.match_diffusers
         optimizer = make_optimizer(
             self.lora_layers, config, config.peak_learning_rate(accelerator.num_processes), fused=fused
         )
@@ -302,7 +358,7 @@ class _Run:
         config, accelerator = self.config, self.accelerator
         self.update = 0
         if resume_from:
-            accelerator.load_state(resume_from)
+            self.load_state(resume_from)
             self.update = int(resume_from.name.split("-")[1])
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -331,6 +387,19 @@ class _Run:
             simple = {name: value for name, value in asdict(config).items() if isinstance(value, (int, float, str))}
             accelerator.init_trackers("text2image-fine-tune", config={**simple, "hub_token": ""})
         accelerator.wait_for_everyone()
+
+    def load_state(self, checkpoint):
+        import random
+
+        import numpy as np
+        import torch
+
+        own = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self.accelerator.load_state(checkpoint)
+        if self.config.match_diffusers and not self.accelerator.is_main_process:  # whose state alone its script keeps
+            random.setstate(own[0])
+            np.random.set_state(own[1])
+            torch.set_rng_state(own[2])
 
     def recorded(self):
         path = self.output_dir / METRICS
@@ -370,7 +439,8 @@ class _Run:
             self.unet.train()
             self.pictures.set_epoch(epoch)
             self.loader.set_epoch(epoch)
-            skipped = update_in_epoch * config.gradient_accumulation_steps if epoch == first_epoch else 0
+            resumed = epoch == first_epoch and not config.match_diffusers  # whose script begins the epoch again
+            skipped = update_in_epoch * config.gradient_accumulation_steps if resumed else 0
             batches = skip_first_batches(self.loader, skipped) if skipped else self.loader
             for step, batch in enumerate(batches, start=skipped):
                 with accelerator.accumulate(self.unet):
@@ -379,7 +449,7 @@ class _Run:
                     losses.append(loss.detach())
                     accelerator.backward(loss)
                     grad_norm = None
-                    if accelerator.sync_gradients and config.max_grad_norm:
+                    if accelerator.sync_gradients and config.max_grad_norm and not config.match_diffusers:
                         grad_norm = accelerator.clip_grad_norm_(self.lora_layers, config.max_grad_norm)
                     lr = self.optimizer.param_groups[0]["lr"]
                     self.optimizer.step()
@@ -387,7 +457,7 @@ class _Run:
                     self.optimizer.zero_grad()
                 if not accelerator.sync_gradients:
                     continue
-                loss_value = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+                loss_value = self.logged_loss(torch.stack(losses))
                 losses = []
                 if accelerator.is_main_process:
                     record = dict(update=self.update, epoch=epoch, loss=loss_value, lr=lr)
@@ -412,15 +482,33 @@ class _Run:
     def micro_step_loss(self, batch, micro_step):
         import torch
 
-        generator = torch.Generator().manual_seed(
-            micro_step_seed(self.seed, self.accelerator.process_index, micro_step)
-        )
+        generator = None
+        if not self.config.match_diffusers:
+            seed = micro_step_seed(self.seed, self.accelerator.process_index, micro_step)
+            generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            posterior = self.vae.encode(batch["pixel_values"].to(self.weight_dtype)).latent_dist
-            sample = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
-            latents = (posterior.mean + posterior.std * sample) * self.vae.config.scaling_factor
-            hidden = self.text_encoder(batch["input_ids"], return_dict=False)[0]
+            if "posterior" in batch:
+                mean, std = batch["posterior"].unbind(1)
+            else:
+                posterior = self.vae.encode(batch["pixel_values"].to(self.weight_dtype)).latent_dist
+                mean, std = posterior.mean, posterior.std
+            latents = (mean + std * normal_like(mean, generator).to(mean.dtype)) * self.scaling_factor
+            hidden = batch.get("encoder_hidden_states")
+            if hidden is None:
+                hidden = self.text_encoder(batch["input_ids"], return_dict=False)[0]
         return diffusion_loss(self.unet, self.noise_scheduler, latents, hidden, self.config, generator)
+
+    def logged_loss(self, losses):
+        """The update's loss over its micro-steps and all processes; `losses`: (micro-steps,), of this process.
+
+        With match_diffusers as its script logs it: a sum over micro-steps divided by gradient_accumulation_steps, which
+        makes the loss of a partial last group too low.
+        """
+        config, accelerator = self.config, self.accelerator
+        if not config.match_diffusers:
+            return accelerator.reduce(losses.mean(), "mean").item()
+        means = accelerator.gather(losses[None]).repeat_interleave(config.train_batch_size, 0).T.contiguous().mean(1)
+        return sum(loss / config.gradient_accumulation_steps for loss in means.tolist())
 
     def checkpoint(self):
         """Write checkpoint-N under a temporary name, rename it, and only then remove what is over the limit."""
@@ -448,13 +536,12 @@ class _Run:
         pipeline = load_pipeline(
             config.pretrained_model_name_or_path,
             unet=unet,
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
             revision=config.revision,
             variant=config.variant,
             cache_dir=config.cache_dir,
         )
+        for part in (pipeline.vae, pipeline.text_encoder):
+            part.to(self.accelerator.device, self.weight_dtype)
         unet.eval()
         generator = torch.Generator().manual_seed(self.seed)
         folder = self.output_dir / "validation"

@@ -9,12 +9,14 @@ import pytest
 
 from lora_kit.config import (
     LR_SCHEDULERS,
+    MATCHED_DEFECTS,
     ConfigWarning,
     TrainingConfig,
     build_parser,
     check_step_rules,
     parse_args,
 )
+from lora_kit.steps import Steps
 
 # every flag of diffusers' examples/text_to_image/train_text_to_image_lora.py, in its order
 REFERENCE_FLAGS = """
@@ -27,7 +29,10 @@ prediction_type hub_model_id logging_dir mixed_precision report_to local_rank ch
 checkpoints_total_limit resume_from_checkpoint enable_xformers_memory_efficient_attention noise_offset rank
 image_interpolation_mode
 """.split()
-OWN_FLAGS = {"style", "target_modules", "lora_alpha", "lr_num_cycles", "lr_power", "lr_step_rules"}
+OWN_FLAGS = set(
+    """style target_modules lora_alpha lr_num_cycles lr_power lr_step_rules match_diffusers no_cache attention
+    channels_last torch_compile""".split()
+)
 # the defaults of the training configuration that this kit teaches
 DEFAULTS = {
     "adam_beta1": 0.9,
@@ -78,6 +83,31 @@ def test_defaults():
     made = config()
     wanted = DEFAULTS | REFERENCE_DEFAULTS
     assert {name: getattr(made, name) for name in wanted} == wanted
+
+
+def test_match_diffusers_takes_the_scripts_defaults():
+    argv = ["--style=outlined", "--match_diffusers"]
+    matched = parse_args(argv)
+    assert (matched.learning_rate, matched.lr_warmup_steps) == (1e-4, 500)
+    assert matched == TrainingConfig(style="outlined", match_diffusers=True)
+    chosen = parse_args([*argv, "--learning_rate=1e-3", "--lr_warmup_steps=0"])
+    assert (chosen.learning_rate, chosen.lr_warmup_steps) == (1e-3, 0)
+
+
+def test_match_diffusers_takes_a_warmup_longer_than_the_run():
+    settings = dict(lr_scheduler="linear", lr_warmup_steps=500, max_train_steps=40)
+    with pytest.raises(ValueError, match="lr_warmup_steps 500 is not shorter than the 40 updates"):
+        config(**settings)
+    with pytest.warns(ConfigWarning, match="lr_warmup_steps 500 is not shorter than the 40 updates"):
+        made = config(**settings, match_diffusers=True)
+    assert Steps.of(made, 20, 2).num_warmup_steps_for_scheduler == 1000
+
+
+def test_help_names_each_defect_on_its_line(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:3] for line in lines if line in MATCHED_DEFECTS] == ["D1:", "D2:", "D4:", "D7:"]
 
 
 def test_learning_rate_must_be_chosen():
@@ -332,6 +362,9 @@ ROUND_TRIPS = [
     {"push_to_hub": True, "hub_model_id": "me/lora", "hub_token": "hf_x", "revision": "main", "variant": "fp16"},
     {"dataloader_num_workers": 2, "allow_tf32": True, "local_rank": 1, "cache_dir": "c", "logging_dir": "l"},
     {"enable_xformers_memory_efficient_attention": True, "image_interpolation_mode": "nearest_exact"},
+    {"match_diffusers": True, "learning_rate": 1e-3, "lr_warmup_steps": 0, "no_cache": True},
+    {"match_diffusers": True, "learning_rate": 1e-4, "lr_warmup_steps": 500, "lr_scheduler": "linear"},
+    {"attention": "plain", "channels_last": True, "torch_compile": True},
     {"max_train_samples": 7, "pretrained_model_name_or_path": "a/b", "output_dir": "o"},
 ]
 
