@@ -1,6 +1,7 @@
 """The base model: where it is, and its parts, frozen."""
 
 import logging
+import sys
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -58,6 +59,22 @@ def quiet_imports():
         logger = logging.getLogger(logger)
         if not any(getattr(one, "words", None) == words for one in logger.filters):
             logger.addFilter(_Without(words))
+
+
+def import_without_bitsandbytes():
+    """Import what training needs of diffusers and peft, a second sooner: both import bitsandbytes where they find it.
+
+    For a process that only trains: what diffusers has imported so can't load a quantized model any more.
+    """
+    if "bitsandbytes" in sys.modules:
+        return
+    sys.modules["bitsandbytes"] = None
+    try:
+        quiet_imports()
+        import peft  # noqa: F401
+        from diffusers import UNet2DConditionModel  # noqa: F401
+    finally:
+        del sys.modules["bitsandbytes"]
 
 
 class _Without:

@@ -582,6 +582,10 @@ def leave_process_group():
 def main(argv=None):
     """The command line. Prints what was done; the exit status is 1 with the reason in one line where it can't be."""
     config = parse_args(argv)
+    if not config.use_8bit_adam:
+        from lora_kit.models import import_without_bitsandbytes
+
+        import_without_bitsandbytes()
     try:
         result = train(config)
     except (ValueError, FileNotFoundError) as error:
