@@ -56,7 +56,10 @@ def make_optimizer(parameters, config, learning_rate=None, fused=True):
     import torch
 
     able = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
-    return torch.optim.AdamW(parameters, fused=True if fused and able else None, **settings)
+    if fused and able:
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    # on a CPU torch would loop over the tensors; foreach gives the same bits in half the time
+    return torch.optim.AdamW(parameters, foreach=True if parameters[0].device.type == "cpu" else None, **settings)
 
 
 def state_bytes(optimizer):

@@ -109,7 +109,7 @@ def diffusion_loss(unet, noise_scheduler, latents, encoder_hidden_states, config
         return F.mse_loss(predicted.float(), target.float())
     snr = compute_snr(noise_scheduler, timesteps)
     if prediction_type == "epsilon":
-        weights = (config.snr_gamma / snr).clamp(max=1)
+        weights = torch.where(snr > 0, snr.clamp(max=config.snr_gamma) / snr, 1.0)
     else:
         weights = snr.clamp(max=config.snr_gamma) / (snr + 1)
     errors = F.mse_loss(predicted.float(), target.float(), reduction="none").mean((1, 2, 3))
