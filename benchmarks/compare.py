@@ -181,7 +181,10 @@ def difference_of_files(ours, theirs):
 
 
 def figures_of_file(path):
-    """What a test needs to know a LoRA again: its keys' digest, dtype, and sums of its tensors in float64."""
+    """What a test needs to know a LoRA again: its keys' digest, dtype, and sums of its tensors in float64.
+
+    fits_bf16: whether bfloat16 holds every value exactly, so that these weights were trained in it.
+    """
     from safetensors.torch import load_file
 
     tensors = load_file(path)
@@ -194,6 +197,7 @@ def figures_of_file(path):
     return {
         "keys": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         "dtype": ", ".join(sorted({str(tensor.dtype) for tensor in tensors.values()})),
+        "fits_bf16": all(tensor.equal(tensor.bfloat16().to(tensor.dtype)) for tensor in tensors.values()),
         **{kind: sums(some) for kind, some in kinds.items()},
         "tensors": {name: sums([tensors[name].double()]) for name in names[5 :: len(names) // 4]},
     }
