@@ -14,6 +14,9 @@ from lora_kit.data import CaptionedImages, TrainingPictures, collate, load_image
 from lora_kit.encoding import EncodedPictures, EncodingCache, batch_sizes, encode
 from lora_kit.models import EMBEDDED_MODEL, load_models
 
+# the defaults of diffusers' script are out of the ordinary
+pytestmark = pytest.mark.filterwarnings("ignore::lora_kit.config.ConfigWarning")
+
 
 @pytest.fixture(scope="module")
 def models():
