@@ -61,20 +61,20 @@ def quiet_imports():
             logger.addFilter(_Without(words))
 
 
-def import_without_bitsandbytes():
-    """Import what training needs of diffusers and peft, a second sooner: both import bitsandbytes where they find it.
+@contextmanager
+def without_bitsandbytes():
+    """A block in which bitsandbytes can't be found, which diffusers and peft import, for a second, where it can.
 
     For a process that only trains: what diffusers has imported so can't load a quantized model any more.
     """
     if "bitsandbytes" in sys.modules:
+        yield
         return
     sys.modules["bitsandbytes"] = None
     try:
-        quiet_imports()
-        import peft  # noqa: F401
-        from diffusers import UNet2DConditionModel  # noqa: F401
+        yield
     finally:
-        del sys.modules["bitsandbytes"]
+        sys.modules.pop("bitsandbytes", None)
 
 
 class _Without:

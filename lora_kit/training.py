@@ -7,6 +7,7 @@
 pytorch_lora_weights.safetensors, metrics.jsonl (a line when it starts, one an update, one at the end), checkpoint-N.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -582,12 +583,11 @@ def leave_process_group():
 def main(argv=None):
     """The command line. Prints what was done; the exit status is 1 with the reason in one line where it can't be."""
     config = parse_args(argv)
-    if not config.use_8bit_adam:
-        from lora_kit.models import import_without_bitsandbytes
+    from lora_kit.models import without_bitsandbytes
 
-        import_without_bitsandbytes()
     try:
-        result = train(config)
+        with contextlib.nullcontext() if config.use_8bit_adam else without_bitsandbytes():
+            result = train(config)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"lora_kit.training: {error}")
     leave_process_group()

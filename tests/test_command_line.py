@@ -1,5 +1,6 @@
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -97,3 +98,16 @@ def test_help_names_every_flag():
     flags = set(re.findall(r"--(\w+)", done.stdout))
     assert flags >= {name for name in TrainingConfig.__dataclass_fields__}
     assert sys.executable not in done.stdout
+
+
+@pytest.mark.parametrize("flags, hidden", [([], True), (["--use_8bit_adam"], False)])
+def test_bitsandbytes_is_looked_for_only_where_it_is_used(flags, hidden):
+    code = (
+        "import sys, lora_kit.training as training\n"
+        "def train(config):\n"
+        "    sys.exit(0 if ('bitsandbytes' in sys.modules) == HIDDEN else 3)\n"
+        "training.train = train\n"
+        "training.main(sys.argv[1:])"
+    ).replace("HIDDEN", str(hidden))
+    argv = ["--style=outlined", "--learning_rate=1e-3", *flags]
+    assert subprocess.run([sys.executable, "-c", code, *argv]).returncode == 0
