@@ -103,7 +103,7 @@ class TrainingConfig:
         "and its defects, which are listed below."
     )
     no_cache: bool = _switch(
-        "Encode pictures and captions anew in every micro-step instead of once; the result is the same, later."
+        "Encode pictures and captions anew in every micro-step: slower, the same but for rounding."
     )
     seed: int | None = _count(
         None, "Makes a run repeatable; each process draws its own noise from it.", 0, optional=True
@@ -339,14 +339,14 @@ def build_parser():
     parser = argparse.ArgumentParser(
         prog="python -m lora_kit.training",
         description="Train a LoRA of a text-to-image diffusion model.",
-        epilog="\n  ".join(
+        epilog="\n".join(
             [
                 "--match_diffusers brings back the script's defaults where a flag is left out:",
-                *(f"--{name} {value:g}" for name, value in MATCHED_DEFAULTS.items()),
+                *(f"  --{name} {value:g}" for name, value in MATCHED_DEFAULTS.items()),
                 "and its defects, each of which is mended without it:",
-                *MATCHED_DEFECTS,
+                *(f"  {defect}" for defect in MATCHED_DEFECTS),
             ]
-        ).replace("  and", "and"),
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

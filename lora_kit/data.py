@@ -60,7 +60,7 @@ def load_images(config, seed=None):
         records = [records[index] for index in _chosen(len(records), config, seed)]
         return CaptionedImages(*([record[key] for record in records] for key in ("image", "text", "emoji")))
 
-    folder, by_name = _local_folder(config), config.dataset_name is not None
+    folder, by_name = local_folder(config), config.dataset_name is not None
     found = _check_folder(folder, described=not by_name) if folder else []
     import datasets
 
@@ -129,7 +129,13 @@ def _chosen(count, config, seed):
     return np.random.default_rng(seed).permutation(count)[:wanted].tolist()
 
 
-def _local_folder(config):
+def local_folder(config):
+    """The folder of this machine that holds the data, or None where they are a style or the Hub's.
+
+    Raises FileNotFoundError for a path that is no folder.
+    """
+    if config.style is not None:
+        return None
     field = "train_data_dir" if config.dataset_name is None else "dataset_name"
     value = getattr(config, field)
     folder = Path(value).expanduser()

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_kit.data import TrainingPictures
+from lora_kit.data import TrainingPictures, local_folder
 from lora_kit.styles import STYLES, cache_dir
 
 FORMAT = 1  # of the file; a new one makes every stored file unknown
@@ -75,13 +75,17 @@ class EncodedPictures(TrainingPictures):
 def batch_sizes(config, num_examples, num_processes=1):
     """How many pictures are encoded together. With match_diffusers as many as its batches have, the last one included;
     on several processes accelerate fills that one up."""
-    size = config.train_batch_size
+    size = _batch_size(config)
     if not config.match_diffusers:
-        return (min(size, 8),)
+        return (size,)
     rest = num_examples % size if num_processes == 1 else 0
     return tuple(
         dict.fromkeys([*([size] if num_examples >= size or num_processes > 1 else []), *([rest] if rest else [])])
     )
+
+
+def _batch_size(config):
+    return config.train_batch_size if config.match_diffusers else min(config.train_batch_size, 8)
 
 
 def encode(config, images, models, sizes, progress=False):
@@ -146,7 +150,7 @@ class EncodingCache:
             "columns": [config.image_column, config.caption_column],
             "samples": config.max_train_samples and [config.max_train_samples, seed],
             "pictures": [config.resolution, config.center_crop, config.random_flip, config.image_interpolation_mode],
-            "batches": config.train_batch_size if config.match_diffusers else min(config.train_batch_size, 8),
+            "batches": _batch_size(config),
             "script": config.match_diffusers and min(num_processes, 2),
             "computed": [str(dtype), device.type],
         }
@@ -241,12 +245,5 @@ def _data_files(config):
 
     if config.style is not None:
         return [STYLES[config.style], [version(package) for package in STYLE_PACKAGES]]
-    folder = Path(config.train_data_dir if config.dataset_name is None else config.dataset_name).expanduser()
-    return [str(folder.resolve()), config.dataset_config_name, _listing(folder)]
-
-
-def is_local(config):
-    """Whether the data are a style or a folder of this machine, which are known without loading them."""
-    if config.style is not None:
-        return True
-    return Path(config.train_data_dir if config.dataset_name is None else config.dataset_name).expanduser().is_dir()
+    folder = local_folder(config)
+    return [str(folder), config.dataset_config_name, _listing(folder)]

@@ -105,8 +105,9 @@ def _no_bars_for(path):
 def load_models(config, dtype=None, parts=Models._fields):
     """`Models` for a `TrainingConfig`: in `dtype` (float32 if left out), on the CPU, all frozen, in eval mode.
 
-    Parts that are not named in `parts` are None: neither they nor the classes that they need are loaded. Training puts the UNet back into train mode. `revision` and `variant` go to those parts that the reference gives
-    them to: both to VAE and UNet, the revision to tokenizer and text encoder.
+    Parts that are not named in `parts` are None: neither they nor the classes that they need are loaded. Training puts
+    the UNet back into train mode. `revision` and `variant` go to those parts that the reference gives them to: both to
+    VAE and UNet, the revision to tokenizer and text encoder.
     Source: diffusers, examples/text_to_image/train_text_to_image_lora.py.
     """
     path = model_path(config.pretrained_model_name_or_path)

@@ -20,7 +20,7 @@ class Steps:
     """What a run of these sizes does. All counts are whole numbers; an update is counted once, not once a process.
 
     num_examples: pictures in the data set. train_batch_size: pictures of one process in one micro-step.
-    max_train_steps: updates in all; where it is None, num_train_epochs decides. match_diffusers: as that script, take a
+    max_train_steps: updates in all; where it is None, num_train_epochs decides. match_diffusers: as that of diffusers, take a
     warm-up that is longer than the run.
     Raises ValueError where a count is not a whole number of at least 1, and where the warm-up is not shorter than the run.
 

@@ -81,8 +81,8 @@ def diffusion_loss(unet, noise_scheduler, latents, encoder_hidden_states, config
 
     latents: (batch, 4, h, w), already scaled. encoder_hidden_states: (batch, tokens, width). Noise and one timestep for
     each picture come from `generator`, on the CPU, so that they don't depend on the device; None stands for torch's
-    global generator of the latents' device. With snr_gamma each
-    picture's error is weighted by min(snr, gamma) / snr (epsilon) or / (snr + 1) (v-prediction): arXiv 2303.09556.
+    global generator of the latents' device. With snr_gamma each picture's error is weighted by min(snr, gamma) / snr
+    (epsilon; 1 at snr 0, where diffusers' script divides 0 by 0) or / (snr + 1) (v-prediction): arXiv 2303.09556.
     """
     import torch
     import torch.nn.functional as F
@@ -270,8 +270,8 @@ class _Run:
         """The data set, encoded once for all processes of a machine; VAE and text encoder stay only where needed."""
         import torch
 
-        from lora_kit.data import TrainingPictures, collate, load_images
-        from lora_kit.encoding import EncodedPictures, EncodingCache, batch_sizes, encode, is_local
+        from lora_kit.data import TrainingPictures, collate, load_images, local_folder
+        from lora_kit.encoding import EncodedPictures, EncodingCache, batch_sizes, encode
         from lora_kit.models import Models, load_models
         from lora_kit.steps import Steps
 
@@ -279,7 +279,7 @@ class _Run:
         images, encoded, encoders = None, None, Models(*[None] * len(Models._fields))
         parts = ("tokenizer", "text_encoder", "vae")
         with accelerator.local_main_process_first():
-            if config.no_cache or not is_local(config):
+            if config.no_cache or (config.style is None and local_folder(config) is None):
                 images = load_images(config, self.seed)
             if not config.no_cache:
                 fingerprint = images and images.fingerprint
@@ -359,7 +359,7 @@ class _Run:
         config, accelerator = self.config, self.accelerator
         self.update = 0
         if resume_from:
-            self.load_state(resume_from)
+            accelerator.load_state(resume_from)
             self.update = int(resume_from.name.split("-")[1])
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -388,19 +388,6 @@ class _Run:
             simple = {name: value for name, value in asdict(config).items() if isinstance(value, (int, float, str))}
             accelerator.init_trackers("text2image-fine-tune", config={**simple, "hub_token": ""})
         accelerator.wait_for_everyone()
-
-    def load_state(self, checkpoint):
-        import random
-
-        import numpy as np
-        import torch
-
-        own = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self.accelerator.load_state(checkpoint)
-        if self.config.match_diffusers and not self.accelerator.is_main_process:  # whose state alone its script keeps
-            random.setstate(own[0])
-            np.random.set_state(own[1])
-            torch.set_rng_state(own[2])
 
     def recorded(self):
         path = self.output_dir / METRICS
@@ -518,7 +505,8 @@ class _Run:
         if self.accelerator.is_main_process:
             shutil.rmtree(part, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(part))  # on every process: each has its own random state
+        if self.accelerator.is_main_process or not self.config.match_diffusers:  # whose script keeps one random state
+            self.accelerator.save_state(str(part))  # on every process: each has its own
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             shutil.rmtree(final, ignore_errors=True)

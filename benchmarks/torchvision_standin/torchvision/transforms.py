@@ -1,6 +1,6 @@
 """torchvision.transforms for PIL pictures: the same results, and random numbers drawn in the same order.
 
-Source of the behaviour: torchvision 0.24, transforms/transforms.py and transforms/_functional_pil.py.
+Source of the behaviour: torchvision, transforms/transforms.py and transforms/_functional_pil.py.
 """
 
 from enum import Enum
