@@ -13,7 +13,6 @@ import math
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -50,17 +49,11 @@ def versions():
     return {name: installed(name) for name in PACKAGES}
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 def start(script, argv, record, processes, log, environment):
     """Run one script to its end under run_one.py; its output goes to `log`. Raises `RunFailed`."""
     command = [sys.executable]
     if processes > 1:
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += [str(REPOSITORY / "benchmarks" / "run_one.py"), str(record), script, *argv]
     with open(log, "w") as output:
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)

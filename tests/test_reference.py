@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from cases import write_pictures  # noqa: E402
-from compare import figures_of_file, free_port  # noqa: E402
+from compare import figures_of_file  # noqa: E402
 
 FIGURES = json.loads(Path(__file__).with_name("reference_figures.json").read_text())
 CASES = {(case["name"], case["processes"]): case for case in FIGURES["cases"]}
@@ -68,7 +68,7 @@ def run(case, folder, output_dir, *extra):
     if case["processes"] == 1:
         return train_all(commands)
     record = output_dir.with_suffix(".json")
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={case['processes']}", f"--master_port={free_port()}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={case['processes']}"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, *launcher, __file__, str(record), json.dumps(commands)],
