@@ -100,7 +100,7 @@ class TrainingConfig:
     cache_dir: str | None = _text(None, "Where downloaded models and data sets are kept.", optional=True)
     match_diffusers: bool = _switch(
         "Make the very LoRA that diffusers' own script makes: its random numbers, updates, defaults and file, "
-        "and its defects, which are listed below."
+        "and its defects, which --help lists at its end."
     )
     no_cache: bool = _switch(
         "Encode pictures and captions anew in every micro-step: slower, the same but for rounding."
@@ -152,12 +152,11 @@ class TrainingConfig:
     report_to: str = _text("tensorboard", "Trackers that accelerate knows; metrics.jsonl is always written.")
     attention: str = _text(
         "sdpa",
-        "How the UNet's attention is computed: torch's fused kernel, or plain products, "
-        "which are faster on a CPU at low resolution and take more memory at high.",
+        "How the UNet's attention is computed: by torch's fused kernel, or by plain matrix products, which take more memory.",
         choices=ATTENTIONS,
     )
     channels_last: bool = _switch("Keep the UNet in channels_last memory order.")
-    torch_compile: bool = _switch("Compile the UNet with torch.compile: slow to start, faster from then on.")
+    torch_compile: bool = _switch("Compile the UNet with torch.compile before the first update.")
     enable_xformers_memory_efficient_attention: bool = _switch("Use xformers' attention.")
     push_to_hub: bool = _switch("Upload the LoRA when the run is done.")
     hub_token: str | None = _text(None, "The token for that; a login is safer.", optional=True)
