@@ -1,5 +1,6 @@
 """The base model: where it is, and its parts, frozen."""
 
+import gc
 import logging
 import sys
 from contextlib import contextmanager
@@ -75,6 +76,22 @@ def without_bitsandbytes():
         yield
     finally:
         sys.modules.pop("bitsandbytes", None)
+
+
+def import_libraries():
+    """Import what training uses, a fifth faster than one by one: for a process that only trains.
+
+    Meanwhile nothing is garbage-collected, since a million new objects stay, and would be looked through again and again.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for library in ("torch._dynamo", "accelerate", "peft", "diffusers.models.unets.unet_2d_condition"):
+            import_module(library)
+        gc.freeze()
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Without:

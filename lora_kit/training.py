@@ -571,10 +571,12 @@ def leave_process_group():
 def main(argv=None):
     """The command line. Prints what was done; the exit status is 1 with the reason in one line where it can't be."""
     config = parse_args(argv)
-    from lora_kit.models import without_bitsandbytes
+    from lora_kit.models import import_libraries, quiet_imports, without_bitsandbytes
 
+    quiet_imports()
     try:
         with contextlib.nullcontext() if config.use_8bit_adam else without_bitsandbytes():
+            import_libraries()
             result = train(config)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"lora_kit.training: {error}")

@@ -96,3 +96,13 @@ def test_quiet_imports_silences_two_sentences_only():
             logger.removeHandler(handler)
         assert seen == ["something else"]
         assert len(logger.filters) == 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_importing_libraries_leaves_garbage_collection_as_it_was(enabled):
+    program = (
+        f"import gc, sys; from lora_kit.models import import_libraries; {'' if enabled else 'gc.disable();'}"
+        "import_libraries(); print(gc.isenabled(), gc.get_freeze_count() > 100_000, 'diffusers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(enabled), "True", "True"]
