@@ -9,11 +9,10 @@ throughout, so a loop with the same arithmetic can't be faster, however well it 
 
 import argparse
 import json
-import resource
 from contextlib import nullcontext
 from pathlib import Path
 
-from run_one import process_age
+from run_one import Record
 
 
 def parse_args():
@@ -73,16 +72,15 @@ def main():
     if bf16:
         latents, noise, hidden = latents.bfloat16(), noise.bfloat16(), hidden.bfloat16()
 
-    with open(args.record, "w", buffering=1) as file:
-        for _ in range(args.max_train_steps):
-            with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-                predicted = unet(latents, timesteps, hidden, return_dict=False)[0]
-            loss = F.mse_loss(predicted.float(), noise.float())
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            file.write(json.dumps({"loss": loss.item(), "age": process_age(), "peak_bytes": peak}) + "\n")
+    record = Record(args.record)
+    for _ in range(args.max_train_steps):
+        with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+            predicted = unet(latents, timesteps, hidden, return_dict=False)[0]
+        loss = F.mse_loss(predicted.float(), noise.float())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        record.write(loss=loss.item())
 
 
 if __name__ == "__main__":

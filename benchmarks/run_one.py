@@ -23,22 +23,41 @@ def process_age():
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
+class Record:
+    """The file that an update's line is written to. With TURNS in the environment, a named pipe, the process then waits
+    there for its next turn."""
+
+    def __init__(self, path):
+        self.file = open(path, "w", buffering=1)
+        self.turns = open(os.environ["TURNS"]) if "TURNS" in os.environ else None
+        self.began = None
+
+    def write(self, **values):
+        """A line of `values`, the process's age, its peak memory, and the seconds since its turn or last line began."""
+        now = time.perf_counter()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        seconds = now - self.began if self.began else None
+        self.file.write(json.dumps({**values, "age": process_age(), "seconds": seconds, "peak_bytes": peak}) + "\n")
+        if self.turns:
+            self.turns.readline()
+        self.began = time.perf_counter()
+
+
 def record_updates(path):
-    """Write a line to `path` at each update: loss, learning rate, seconds since the process began, peak memory."""
+    """Write a line to `path` at each update: loss and learning rate, and what `Record` adds."""
     from accelerate import Accelerator
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     rates = []
     register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: rates.append(optimizer.param_groups[0]["lr"]))
     log = Accelerator.log
-    file = open(path, "w", buffering=1) if int(os.environ.get("RANK", 0)) == 0 else None
+    record = Record(path) if int(os.environ.get("RANK", 0)) == 0 else None
 
     def log_and_record(self, values, *args, **kwargs):
-        if file and "train_loss" in values:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            line = {"loss": values["train_loss"], "lr": float(rates[-1]), "age": process_age(), "peak_bytes": peak}
-            file.write(json.dumps(line) + "\n")
-        return log(self, values, *args, **kwargs)
+        result = log(self, values, *args, **kwargs)
+        if record and "train_loss" in values:
+            record.write(loss=values["train_loss"], lr=float(rates[-1]))
+        return result
 
     Accelerator.log = log_and_record
 

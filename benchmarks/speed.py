@@ -2,8 +2,9 @@
 
     python benchmarks/speed.py .../train_text_to_image_lora.py --work FOLDER [--only NAME ...] [--json FILE]
 
-Every run is a process of its own; the participants take turns, round after round, so that what else the machine does
-meets them all. A configuration whose rounds don't agree is not reported. benchmarks/README.md says how to read it.
+Every participant is a process of its own, and they take turns, update by update, one working while the others stand
+still, so that what else the machine does meets them all. A configuration whose rounds don't agree is not reported.
+benchmarks/README.md says how to read it.
 """
 
 import argparse
@@ -16,11 +17,12 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -44,9 +46,9 @@ OPTIONS = {
 }
 SAME = ("reference", "ours", "floor")
 FREED = ("freed", "freed-bf16", "freed-channels_last", "freed-compile", "freed-plain")
-COMBINED = ("freed-plain-bf16", "freed-plain-channels_last", "freed-plain-compile", "freed-plain-channels_last-bf16")
+COMBINED = ("freed-plain-bf16", "freed-plain-channels_last", "freed-plain-compile", "freed-plain-channels_last-compile")
 OTHERS = 0.1  # cores: where other processes take more during a run, the report says so
-COLD_EACH_ROUND = ("reference", "ours", "ours-x2")  # run with empty caches in every round; others in their first
+COLD_EACH_ROUND = ("reference", "ours")  # run with empty caches in every round; others in their first
 
 
 @dataclass(frozen=True)
@@ -57,25 +59,33 @@ class Case:
     rank: int = 4
     pictures: int = 64
     resolution: int = 64
-    updates: int = 30
-    skip: int = 5  # updates left out of the time per update
+    updates: int = 25
+    skip: int = 3  # updates left out of the time per update
     model: str = "embedded"
+    seed: int = 0
+    learning_rate: float = 1e-4
     cold_each_round: bool = True  # else cold runs are made in the first round only
+    together: bool = True  # else one process ends before the next starts: for models that don't fit side by side
     participants: tuple = (*SAME, "freed")
 
 
+ALONE = {"cold_each_round": False, "together": False}
 CASES = {
-    "b8-r4-p64": Case(participants=(*SAME, *FREED, *COMBINED)),
-    "b1-r4-p64": Case(batch=1, updates=60),
-    "b32-r4-p512": Case(batch=32, pictures=512, updates=20),
+    "b8-r4-p64": Case(),
+    "b8-r4-p64-options": Case(participants=("reference", *FREED, *COMBINED)),
+    "b1-r4-p64": Case(batch=1, updates=50),
+    "b32-r4-p512": Case(batch=32, pictures=512, updates=15),
+    "b32-r4-p512-options": Case(batch=32, pictures=512, updates=12, participants=("reference", *FREED, *COMBINED)),
     "b8-r16-p64": Case(rank=16),
-    "b8-r4-p512": Case(pictures=512),
-    "b8-r4-p4000": Case(pictures=4000),
-    "b32-r16-p4000": Case(batch=32, rank=16, pictures=4000, updates=20),
-    "two-processes-b8": Case(participants=("ours", "ours-x2")),
-    "two-processes-b32": Case(batch=32, pictures=512, updates=20, participants=("ours", "ours-x2")),
-    "sd15-256": Case(batch=1, pictures=4, resolution=256, updates=4, skip=1, model="sd15", cold_each_round=False),
-    "sd15-512": Case(batch=1, pictures=4, resolution=512, updates=4, skip=1, model="sd15", cold_each_round=False),
+    "b8-r4-p512": Case(pictures=512, cold_each_round=False),
+    "b8-r4-p4000": Case(pictures=4000, cold_each_round=False),
+    "b32-r16-p4000": Case(batch=32, rank=16, pictures=4000, updates=12, cold_each_round=False),
+    "two-processes-b8": Case(participants=("reference", "reference-x2", "ours", "ours-x2")),
+    "two-processes-b32": Case(
+        batch=32, pictures=512, updates=12, participants=("reference", "reference-x2", "ours", "ours-x2")
+    ),
+    "sd15-256": Case(batch=1, pictures=4, resolution=256, updates=4, skip=1, model="sd15", **ALONE),
+    "sd15-512": Case(batch=1, pictures=4, resolution=512, updates=4, skip=1, model="sd15", **ALONE),
 }
 MAIN = "b8-r4-p64"
 
@@ -193,81 +203,149 @@ def processor_seconds():
     return (sum(ticks) - idle - waiting) / os.sysconf("SC_CLK_TCK"), ours.ru_utime + ours.ru_stime
 
 
-def run(participant, case, model, pictures, folder, reference, threads):
-    """One process of one participant, from its start to its end. Returns what it recorded."""
-    base, options = parts(participant)
-    processes = 2 if "x2" in options else 1
-    record, output = folder / "record.jsonl", folder / "output"
-    shutil.rmtree(output, ignore_errors=True)
-    record.unlink(missing_ok=True)
-    flags = {
-        "--pretrained_model_name_or_path": model,
-        "--resolution": case.resolution,
-        "--train_batch_size": case.batch // processes,
-        "--rank": case.rank,
-        "--max_train_steps": case.updates,
-        "--learning_rate": 1e-4,
-    }
-    if base == "floor":
-        script = [HERE / "floor.py", record]
-    else:
-        script = [HERE / "run_one.py", record, reference if base == "reference" else "lora_kit.training"]
-        flags |= {"--train_data_dir": pictures, "--output_dir": output, "--seed": 0}
-    if "bf16" not in options:
-        flags["--mixed_precision"] = "no"
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-    command += script + [word for flag in flags.items() for word in flag]
-    command += [*PARTICIPANTS[base], *(word for option in options for word in OPTIONS[option])]
-    caches = folder / "caches"
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_CACHE": str(caches / "datasets"),
-        "LORA_KIT_CACHE": str(caches / "lora_kit"),
-        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
-        "OMP_NUM_THREADS": str(threads // processes),
-        "ACCELERATE_USE_CPU": "true",
-    }
+class Running:
+    """A participant's process, from its start to its end."""
+
+    def __init__(self, participant, case, model, pictures, folder, reference, threads):
+        base, options = parts(participant)
+        processes = 2 if "x2" in options else 1
+        self.participant, self.folder, self.updates = participant, folder, case.updates
+        self.record, output, turns = folder / "record.jsonl", folder / "output", folder / "turns"
+        shutil.rmtree(output, ignore_errors=True)
+        for file in (self.record, turns):
+            file.unlink(missing_ok=True)
+        os.mkfifo(turns)
+        self.turns = os.open(turns, os.O_RDWR)
+        flags = {
+            "--pretrained_model_name_or_path": model,
+            "--resolution": case.resolution,
+            "--train_batch_size": case.batch // processes,
+            "--rank": case.rank,
+            "--max_train_steps": case.updates,
+            "--learning_rate": case.learning_rate,
+        }
+        if base == "floor":
+            script = [HERE / "floor.py", self.record]
+        else:
+            script = [HERE / "run_one.py", self.record, reference if base == "reference" else "lora_kit.training"]
+            flags |= {"--train_data_dir": pictures, "--output_dir": output, "--seed": case.seed}
+        if "bf16" not in options:
+            flags["--mixed_precision"] = "no"
+        command = [sys.executable]
+        if processes > 1:
+            command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+        command += script + [word for flag in flags.items() for word in flag]
+        command += [*PARTICIPANTS[base], *(word for option in options for word in OPTIONS[option])]
+        self.caches = folder / "caches"
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(self.caches / "datasets"),
+            "LORA_KIT_CACHE": str(self.caches / "lora_kit"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.caches / "inductor"),
+            "OMP_NUM_THREADS": str(threads // processes),
+            "ACCELERATE_USE_CPU": "true",
+            "TURNS": str(turns),
+        }
+        with open(folder / "log.txt", "w") as log:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                cwd=HERE.parent,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def lines(self):
+        return self.record.read_text().splitlines() if self.record.exists() else []
+
+    def wait_for(self, updates):
+        """Wait until it has made so many updates, then hold it still with all that it has started."""
+        while len(self.lines()) < updates:
+            if self.process.poll() is not None:
+                self.fail()
+            time.sleep(0.002)
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def go_on(self):
+        os.killpg(self.process.pid, signal.SIGCONT)
+        os.write(self.turns, b"\n")
+
+    def fail(self):
+        tail = (self.folder / "log.txt").read_text()[-2000:]
+        sys.exit(
+            f"{tail}\nspeed.py: {self.participant} ended with {self.process.poll()} after {len(self.lines())} updates"
+        )
+
+    def kill(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        os.close(self.turns)
+
+    def result(self, skip):
+        """What it recorded, once it has ended."""
+        self.go_on()
+        lines = [json.loads(line) for line in self.lines()]
+        if self.process.wait() or len(lines) != self.updates:
+            self.fail()
+        seconds = [line["seconds"] for line in lines[1:]]
+        cache_files = [path for path in (self.caches / "lora_kit").rglob("*") if path.is_file()]
+        return {
+            "seconds_per_update": statistics.median(seconds[skip - 1 :]),
+            "mean_seconds_per_update": statistics.mean(seconds[skip - 1 :]),
+            "seconds_to_first_update": lines[0]["age"],
+            "peak_bytes": lines[-1]["peak_bytes"],
+            "cache_files": len(cache_files),
+            "cache_bytes": sum(path.stat().st_size for path in cache_files),
+            "seconds": seconds,
+            "losses": [line["loss"] for line in lines],
+        }
+
+
+def run(participants, case, model, pictures, work, *rest):
+    """Processes of the participants, started one after the other, that then take turns, an update each, to their ends.
+
+    Returns what each recorded, and the cores that other processes took meanwhile.
+    """
     began, machine_before, ours_before = time.monotonic(), *processor_seconds()
-    with open(folder / "log.txt", "w") as log:
-        status = subprocess.run(
-            [str(word) for word in command], cwd=HERE.parent, env=environment, stdout=log, stderr=log
-        ).returncode
+    running = {}
+    try:
+        for name in participants:
+            running[name] = Running(name, case, model, pictures, work / name, *rest)
+            running[name].wait_for(1)
+        for update in range(2, case.updates + 1):
+            for one in running.values():
+                one.go_on()
+                one.wait_for(update)
+        results = {name: one.result(case.skip) for name, one in running.items()}
+    finally:
+        for one in running.values():
+            one.kill()
     machine, ours = processor_seconds()
-    others = (machine - machine_before - (ours - ours_before)) / (time.monotonic() - began)
-    lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    if status or len(lines) != case.updates:
-        tail = (folder / "log.txt").read_text()[-2000:]
-        sys.exit(f"{tail}\nspeed.py: {participant} ended with {status} after {len(lines)} of {case.updates} updates")
-    ages = [line["age"] for line in lines]
-    kept = [after - before for before, after in zip(ages[case.skip - 1 :], ages[case.skip :], strict=False)]
-    cache_files = [path for path in (caches / "lora_kit").rglob("*") if path.is_file()]
-    return {
-        "seconds_per_update": statistics.median(kept),
-        "mean_seconds_per_update": statistics.mean(kept),
-        "seconds_to_first_update": ages[0],
-        "peak_bytes": lines[-1]["peak_bytes"],
-        "other_cores": max(others, 0.0),
-        "cache_files": len(cache_files),
-        "cache_bytes": sum(path.stat().st_size for path in cache_files),
-        "ages": ages,
-        "losses": [line["loss"] for line in lines],
-    }
+    return results, max((machine - machine_before - (ours - ours_before)) / (time.monotonic() - began), 0.0)
 
 
-def take_turn(participant, case, model, pictures, work, *rest):
-    """A participant's turn in a round: a cold run where its caches are due to be new, then the warm run."""
-    folder = work / "speed-runs" / participant
-    result = {}
-    due = (participant in COLD_EACH_ROUND and case.cold_each_round) or not folder.exists()
-    if due and parts(participant)[0] != "floor":
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        result["cold"] = run(participant, case, model, pictures, folder, *rest)
-    folder.mkdir(parents=True, exist_ok=True)
-    result["warm"] = run(participant, case, model, pictures, folder, *rest)
-    return result
+def run_round(order, case, model, pictures, work, *rest):
+    """Cold runs of those whose caches are due to be new, then the warm runs, which take turns where they can."""
+    runs, others = {name: {} for name in case.participants}, []
+    short = replace(case, updates=2, skip=1)
+    for name in order:
+        folder = work / name
+        due = (name in COLD_EACH_ROUND and case.cold_each_round) or not folder.exists()
+        if due and parts(name)[0] != "floor":
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            results, taken = run([name], short, model, pictures, work, *rest)
+            runs[name]["cold"] = results[name]
+            others.append(taken)
+        folder.mkdir(parents=True, exist_ok=True)
+    for names in [order] if case.together else [[name] for name in order]:
+        results, taken = run(names, case, model, pictures, work, *rest)
+        for name in names:
+            runs[name]["warm"] = results[name]
+        others.append(taken)
+    return {"runs": runs, "other_cores": max(others)}
 
 
 def spreads(rounds):
@@ -291,14 +369,13 @@ def measure(name, case, args, save):
         count = len(result["rounds"])
         turn = count % len(case.participants)
         load = os.getloadavg()[0]
-        runs = {}
-        for participant in case.participants[turn:] + case.participants[:turn]:
-            runs[participant] = take_turn(participant, case, model, pictures, args.work, args.reference, args.threads)
-            if fingerprint(args.reference, *our_files()) != args.fingerprint:
-                sys.exit("speed.py: a file under measurement changed meanwhile: the rounds are of different programs")
-            seconds = runs[participant]["warm"]["seconds_per_update"]
-            print(f"{name}, round {count + 1}: {participant} {seconds:.4f} s an update", file=sys.stderr, flush=True)
-        result["rounds"].append({"load_average": load, "runs": {one: runs[one] for one in case.participants}})
+        order = case.participants[turn:] + case.participants[:turn]
+        found = run_round(order, case, model, pictures, args.work / "speed-runs", args.reference, args.threads)
+        if fingerprint(args.reference, *our_files()) != args.fingerprint:
+            sys.exit("speed.py: a file under measurement changed meanwhile: the rounds are of different programs")
+        seconds = ", ".join(f"{one} {runs['warm']['seconds_per_update']:.4f}" for one, runs in found["runs"].items())
+        print(f"{name}, round {count + 1}, s an update: {seconds}", file=sys.stderr, flush=True)
+        result["rounds"].append({"load_average": load, **found})
         if count + 1 >= args.rounds:
             first, spread = best_window(result["rounds"], args.rounds)
             over = {one: value for one, value in spread.items() if value > args.limit}
@@ -350,11 +427,11 @@ def report(result):
         ]
         lines.append(f"| {' | '.join(row)} |")
     loads = [one["load_average"] for one in rounds]
-    others = [kind["other_cores"] for one in rounds for kinds in one["runs"].values() for kind in kinds.values()]
+    others = [one["other_cores"] for one in rounds]
     lines += [
         "",
         f"Rounds {first} to {last} of {len(result['rounds'])}; load average before them {min(loads):.2f} to {max(loads):.2f}; "
-        f"other processes took {statistics.median(others):.2f} cores in the median run, {max(others):.2f} in the worst.",
+        f"other processes took {statistics.median(others):.2f} cores in the median round, {max(others):.2f} in the worst.",
     ]
     if max(others) > OTHERS:
         lines.append("**The machine was not this benchmark's alone: ratios may be wrong even where rounds agree.**")
@@ -367,8 +444,10 @@ def report(result):
     pair = ("reference", "ours")
     if set(pair) <= set(names):
         same = [kind["losses"] for one in result["rounds"] for name in pair for kind in one["runs"][name].values()]
+        longest = max(same, key=len)  # a cold run makes two updates
+        pairs = (pair for losses in same for pair in zip(losses, longest, strict=False))
         apart = max(
-            (abs(a - b) for losses in same for a, b in zip(losses, same[0], strict=True)), key=lambda x: (x != x, x)
+            (abs(one - other) for one, other in pairs), key=lambda difference: (difference != difference, difference)
         )
         lines.append(f"The losses of reference and ours, cold and warm, differ by at most {apart:.1e} in any update.")
     return "\n".join(lines) + "\n"
