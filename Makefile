@@ -25,7 +25,7 @@ test: $(READY) ## style, unit tests, every notebook
 	@status=0; \
 	$(BIN)/ruff check || status=1; \
 	$(BIN)/ruff format --check || status=1; \
-	$(BIN)/python -m pytest || status=1; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile || status=1; \
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks || status=1; \
 	exit $$status
 

@@ -48,7 +48,7 @@ class HeldOut:
         from lora_kit.models import load_models
         from lora_kit.styles import load_style
 
-        config = TrainingConfig(style=STYLE, learning_rate=1.0, resolution=SIDE)
+        config = TrainingConfig(style=STYLE, learning_rate=1e-3, resolution=SIDE)
         self.models = load_models(config)
         records = load_style(STYLE, "held_out", size=SIDE)
         images = CaptionedImages(*([record[field] for record in records] for field in ("image", "text", "emoji")))
@@ -108,7 +108,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    pictures = args.work / f"{STYLE}-{SIDE}"
+    pictures, runs = args.work / f"{STYLE}-{SIDE}", args.work / "held-out-runs"
     write_style(pictures, "lora")
     held_out = HeldOut()
     base = held_out.loss()
@@ -124,14 +124,14 @@ def main():
     for participant in ("reference", *args.participants):
         losses, seconds = [], []
         for seed in args.seeds:
-            folder = args.work / "held-out-runs" / participant
+            folder = runs / participant
             folder.mkdir(parents=True, exist_ok=True)
             case = Case(
                 batch=args.batch, rank=args.rank, updates=args.updates, seed=seed, learning_rate=args.learning_rate
             )
-            result = run(participant, case, EMBEDDED, pictures, folder, args.reference, args.threads)
+            results, _ = run([participant], case, EMBEDDED, pictures, runs, args.reference, args.threads)
             losses.append(held_out.loss(folder / "output"))
-            seconds.append(result["seconds_per_update"])
+            seconds.append(results[participant]["seconds_per_update"])
             print(f"{participant}, seed {seed}: {losses[-1]:.5f}, {seconds[-1]:.4f} s", file=sys.stderr, flush=True)
         found[participant] = {"losses": losses, "seconds_per_update": seconds}
         mean, time = statistics.mean(losses), statistics.median(seconds)

@@ -48,6 +48,7 @@ SAME = ("reference", "ours", "floor")
 FREED = ("freed", "freed-bf16", "freed-channels_last", "freed-compile", "freed-plain")
 COMBINED = ("freed-plain-bf16", "freed-plain-channels_last", "freed-plain-compile", "freed-plain-channels_last-compile")
 OTHERS = 0.1  # cores: where other processes take more during a run, the report says so
+BELOW = 0.02  # how far below the floor a participant may come out before the report calls the table noise
 COLD_EACH_ROUND = ("reference", "ours")  # run with empty caches in every round; others in their first
 
 
@@ -386,10 +387,14 @@ def measure(name, case, args, save):
 
 
 def report(result):
-    """A Markdown table of the medians over the window's rounds, ratios to the first participant in brackets."""
+    """A Markdown table of the medians over the window's rounds, with ratios to the first participant.
+
+    A ratio of times is taken turn by turn, between updates that follow each other, and then its median.
+    """
     first, last = result["window"]
     rounds = result["rounds"][first - 1 : last]
     names = list(rounds[0]["runs"])
+    base = names[0]
 
     def median(name, kind, field):
         values = [one["runs"][name][kind][field] for one in rounds if kind in one["runs"][name]]
@@ -398,29 +403,39 @@ def report(result):
         return statistics.median(values) if values else None
 
     def cell(name, kind, field, scale=1, digits=2):
-        value, base = median(name, kind, field), median(names[0], kind, field)
+        value, least = median(name, kind, field), median(base, kind, field)
         if value is None:
             return "–"
-        return f"{value * scale:.{digits}f}" + (f" ({value / base:.2f}×)" if base and name != names[0] else "")
+        return f"{value * scale:.{digits}f}" + (f" ({value / least:.2f}×)" if least and name != base else "")
+
+    def ratio(name, other):
+        if other not in names or name == other:
+            return None
+        turns = [
+            [one["runs"][each]["warm"]["seconds"][result["skip"] - 1 :] for each in (name, other)] for one in rounds
+        ]
+        return statistics.median(mine / its for pair in turns for mine, its in zip(*pair, strict=True))
+
+    def shown(value):
+        return "–" if value is None else f"{value:.3f}"
 
     lines = [
         f"### {result['name']}",
         "",
         f"Batch {result['batch']}, rank {result['rank']}, {result['pictures']} pictures of {result['resolution']} pixels, "
-        f"{result['updates']} updates, model {result['model']}; × is relative to {names[0]}.",
+        f"{result['updates']} updates, model {result['model']}.",
         "",
-        "| participant | s an update, median | mean | rounds differ by | pictures a second | first update cold, s "
-        "| first update warm, s | peak memory, MB |",
+        f"| participant | s an update | × {base} | × floor | rounds differ by | first update cold, s | first update warm, s "
+        "| peak memory, MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    speeds = {name: result["batch"] / median(name, "warm", "seconds_per_update") for name in names}
     for name in names:
         row = [
             name,
-            cell(name, "warm", "seconds_per_update", digits=4),
-            cell(name, "warm", "mean_seconds_per_update", digits=4),
+            f"{median(name, 'warm', 'seconds_per_update'):.4f}",
+            shown(ratio(name, base)),
+            shown(ratio(name, "floor")),
             f"{result['spread'][name]:.1%}" if len(rounds) > 1 else "–",
-            f"{speeds[name]:.2f}" + (f" ({speeds[name] / speeds[names[0]]:.2f}×)" if name != names[0] else ""),
             cell(name, "cold", "seconds_to_first_update"),
             cell(name, "warm", "seconds_to_first_update"),
             cell(name, "warm", "peak_bytes", 1e-6, 0),
@@ -435,9 +450,8 @@ def report(result):
     ]
     if max(others) > OTHERS:
         lines.append("**The machine was not this benchmark's alone: ratios may be wrong even where rounds agree.**")
-    times = {name: result["batch"] / speed for name, speed in speeds.items()}
-    below = {name: 1 - times[name] / times["floor"] for name in SAME if "floor" in times and name in times}
-    below = ", ".join(f"{name} by {value:.1%}" for name, value in below.items() if value > 0)
+    below = {name: ratio(name, "floor") for name in SAME}
+    below = ", ".join(f"{name} by {1 - value:.1%}" for name, value in below.items() if value and value < 1 - BELOW)
     if below:
         lines.append(f"**Below the floor, which can't be: {below}. Differences of that size are noise here.**")
     lines += [f"Files in lora_kit's cache after a cold run: {caches}." for caches in [cache_files(result)] if caches]
@@ -451,6 +465,16 @@ def report(result):
         )
         lines.append(f"The losses of reference and ours, cold and warm, differ by at most {apart:.1e} in any update.")
     return "\n".join(lines) + "\n"
+
+
+def refusal(result):
+    """Why a configuration is not reported."""
+    first, last = result["window"]
+    by = ", ".join(f"{one} by {value:.0%}" for one, value in result["refused"].items())
+    return (
+        f"speed.py: {result['name']} is not reported: in the best {last - first + 1} of {len(result['rounds'])} rounds in a row "
+        f"the seconds an update differ by too much: {by}"
+    )
 
 
 def cache_files(result):
@@ -492,8 +516,11 @@ def heading(args):
 
 def parse_args():
     parser = argparse.ArgumentParser(description="Time lora_kit beside diffusers' text-to-image LoRA script.")
-    parser.add_argument("reference", type=Path, help="The path of train_text_to_image_lora.py.")
-    parser.add_argument("--work", type=Path, required=True, help="A folder for pictures, models, caches and runs.")
+    parser.add_argument("reference", type=Path, nargs="?", help="The path of train_text_to_image_lora.py.")
+    parser.add_argument("--work", type=Path, help="A folder for pictures, models, caches and runs.")
+    parser.add_argument(
+        "--report", type=Path, nargs="+", help="Measure nothing: print the tables of these --json files."
+    )
     parser.add_argument("--only", nargs="+", choices=CASES, default=[MAIN], help=f"Configurations. Default: {MAIN}.")
     parser.add_argument("--participants", nargs="+", help="These instead of the configuration's.")
     parser.add_argument("--updates", type=int, help="Updates of each run, instead of the configuration's.")
@@ -505,6 +532,10 @@ def parse_args():
     parser.add_argument("--json", type=Path, help="Write every round of every run here, as they come.")
     parser.add_argument("--markdown", type=Path, help="Append the tables here.")
     args = parser.parse_args()
+    if args.report:
+        return args
+    if not args.reference or not args.work:
+        parser.error("the path of the reference and --work are needed")
     if not args.reference.is_file():
         parser.error(f"{args.reference} is not a file; benchmarks/README.md says where to get it")
     args.reference, args.work = args.reference.resolve(), args.work.resolve()
@@ -514,8 +545,19 @@ def parse_args():
     return args
 
 
+def heading_lines(document):
+    return "\n".join(f"- {name}: {value}" for name, value in document["heading"].items()) + "\n"
+
+
 def main():
     args = parse_args()
+    for file in args.report or ():
+        document = json.loads(file.read_text())
+        print(heading_lines(document))
+        for result in document["configurations"].values():
+            print(refusal(result) if result["refused"] else report(result))
+    if args.report:
+        return
     args.work.mkdir(parents=True, exist_ok=True)
     lock = open(args.work / "lock", "w")  # let go by the system when this process ends
     try:
@@ -538,7 +580,7 @@ def main():
 
     modules = "accelerate, datasets, diffusers, peft, transformers"
     subprocess.run([sys.executable, "-c", f"import {modules}"], check=True, capture_output=True)  # into the page cache
-    write("\n".join(f"- {name}: {value}" for name, value in document["heading"].items()) + "\n")
+    write(heading_lines(document))
     refused = False
     for name in args.only:
         changes = {"participants": tuple(args.participants or ()), "updates": args.updates}
@@ -546,12 +588,7 @@ def main():
         result = measure(name, case, args, save)
         if result["refused"]:
             refused = True
-            by = ", ".join(f"{one} by {value:.0%}" for one, value in result["refused"].items())
-            print(
-                f"speed.py: {name} is not reported: in the best {args.rounds} of {len(result['rounds'])} rounds the "
-                f"seconds per update differ by more than {args.limit:.0%}: {by}",
-                file=sys.stderr,
-            )
+            print(refusal(result), file=sys.stderr)
         else:
             write(report(result))
     sys.exit(int(refused))

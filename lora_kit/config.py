@@ -333,8 +333,8 @@ def check_step_rules(rules):
     return parsed, last
 
 
-def build_parser():
-    """The command line: one flag a setting, the reference's names."""
+def build_parser(number=None):
+    """The command line: one flag a setting, the reference's names. `number` reads numbers instead of int and float."""
     parser = argparse.ArgumentParser(
         prog="python -m lora_kit.training",
         description="Train a LoRA of a text-to-image diffusion model.",
@@ -359,9 +359,10 @@ def build_parser():
             continue
         if not required and one.default is not None:
             text += f" Default: {' '.join(one.default) if rules['kind'] is tuple else one.default}."
+        kind = str if rules["kind"] is tuple else rules["kind"]
         parser.add_argument(
             f"--{one.name}",
-            type=str if rules["kind"] is tuple else rules["kind"],
+            type=kind if kind is str or number is None else number,
             nargs="+" if rules["kind"] is tuple else None,
             default=argparse.SUPPRESS,
             metavar=rules["kind"].__name__.upper() if rules["kind"] is not tuple else "NAME",
@@ -370,10 +371,23 @@ def build_parser():
     return parser
 
 
+def nearest_flags(words):
+    """[(word, what may have been meant)] for words of a command line that it doesn't know; values are left out."""
+    flags = [f"--{one.name}" for one in dataclasses.fields(TrainingConfig)]
+    found = []
+    for word in [word for word in words if word.startswith("-")] or words[:1]:
+        close = difflib.get_close_matches(word.split("=")[0], flags, 1)
+        found.append((word, f", did you mean {close[0]}?" if close else ""))
+    return found
+
+
 def parse_args(argv=None):
     """A `TrainingConfig` from a command line (sys.argv where `argv` is None); exits with 2 and the error in one line."""
     parser = build_parser()
-    settings = vars(parser.parse_args(argv))  # only what was given: a default may depend on match_diffusers
+    given, unknown = parser.parse_known_args(argv)
+    settings = vars(given)  # only what was given: a default may depend on match_diffusers
+    if unknown:
+        parser.error("; ".join(f"unknown {word!r}{hint}" for word, hint in nearest_flags(unknown)))
     if not {"learning_rate", "match_diffusers"} & settings.keys():
         parser.error("--learning_rate is required: 1e-4 to 1e-3 is typical of LoRA")
     try:

@@ -11,6 +11,8 @@ import random
 from pathlib import Path
 
 DATASET_COLUMNS = {"lambdalabs/naruto-blip-captions": ("image", "text")}  # the reference's, where a column is None
+ANIMATED = ("GIF", "PNG", "WEBP")  # formats that may be films; a phone's JPEG may hold a second picture, which is none
+LONGEST_CAPTION = 2000  # characters; CLIP reads 77 tokens, some 300 of them
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
 
 
@@ -51,7 +53,8 @@ def load_images(config, seed=None):
     seed: for the choice of max_train_samples, the same on every process; left out: config.seed, or 0.
 
     Raises FileNotFoundError for a folder or picture that isn't there, and ValueError, naming the file or the column,
-    for an empty folder, a missing caption, an unknown column and, in a local folder, a broken picture.
+    for an empty folder, a missing or endless caption, an unknown column and, in a local folder, a picture that is broken,
+    animated, in CMYK or too large to be decoded safely. (With match_diffusers all but broken ones are taken.)
     """
     if config.style is not None:
         from lora_kit.styles import load_style
@@ -91,9 +94,9 @@ def load_images(config, seed=None):
                 raise ValueError(f"picture {names[place]} has no file: its {image_column!r} is empty")
             names[place] = item[image_column]["path"] or names[place]
     for name, caption in zip(names, captions, strict=True):
-        _check_caption(name, caption, caption_column, empty=folder is None)
+        _check_caption(name, caption, caption_column, empty=folder is None, any_length=config.match_diffusers)
     if folder is not None:
-        _verify(names, found if not by_name and config.max_train_samples is None else [])
+        _verify(names, found if not by_name and config.max_train_samples is None else [], config.match_diffusers)
     return CaptionedImages(pictures, captions, names, rows._fingerprint)
 
 
@@ -164,7 +167,7 @@ def _check_folder(folder, described):
     return pictures
 
 
-def _check_caption(name, caption, column, empty):
+def _check_caption(name, caption, column, empty, any_length=False):
     """ValueError unless `caption` is a text or texts; `empty` texts pass where a data set's maker may mean them."""
     texts = caption if isinstance(caption, list) and caption else [caption]
     for text in texts:
@@ -174,9 +177,14 @@ def _check_caption(name, caption, column, empty):
             raise ValueError(
                 f"caption_column {column!r} must hold a text or a list of texts; picture {name} has {caption!r}"
             )
+        if len(text) > LONGEST_CAPTION and not any_length:
+            raise ValueError(
+                f"picture {name} has a caption of {len(text):,} characters, {text[:40]!r}...: the text encoder reads 77 tokens "
+                f"and drops the rest; write one of at most {LONGEST_CAPTION:,}"
+            )
 
 
-def _verify(names, pictures):
+def _verify(names, pictures, any_kind=False):
     """An error for the first of `names` that is missing or broken, or of `pictures` that is not among them."""
     from PIL import Image
 
@@ -187,9 +195,18 @@ def _verify(names, pictures):
             raise FileNotFoundError(f"picture {name} is not there, though the metadata names it")
         try:
             with Image.open(name) as image:
+                mode, frames = image.mode, getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
                 image.verify()
         except Exception as error:
             raise ValueError(f"picture {name} can't be read: {error}") from error
+        if mode == "CMYK" and not any_kind:
+            raise ValueError(
+                f"picture {name} is in CMYK, whose colours depend on a print profile: save it as RGB with an image editor"
+            )
+        if frames > 1 and not any_kind:
+            raise ValueError(
+                f"picture {name} is animated: of its {frames} frames only one would be learned; save that one as PNG"
+            )
     named = {str(Path(name).resolve()) for name in names}
     for picture in pictures:
         if str(picture.resolve()) not in named:

@@ -44,13 +44,17 @@ def in_process_reason(num_processes):
     return None
 
 
-def launch(config, num_processes=None, live=None, port=None):
+def launch(
+    config, num_processes=None, live=None, port=None, num_machines=1, machine_rank=0, main_process_ip="127.0.0.1"
+):
     """Train as `config` says on `num_processes` processes of this machine, through accelerate's notebook_launcher.
 
-    num_processes: by default one for each GPU, or two where there are none. live: draw loss and learning rate while it
-    trains; by default in a notebook only. port: for the processes to meet; by default a free one.
-    Returns the `TrainingResult` of the main process. Raises LaunchError where a launch can't work, with the cure, and
-    where a process failed, with the exception of the one that failed first; KeyboardInterrupt when interrupted.
+    num_processes: of THIS machine; by default one for each GPU, or two where there are none. live: draw loss and learning
+    rate while it trains; by default in a notebook only. port: for the processes to meet; by default a free one.
+    num_machines, machine_rank (0 is the first), main_process_ip (the first machine's): for several machines, each of which
+    makes this call with its own rank and the same port, number of processes and output_dir, on a disk that they share.
+    Returns the `TrainingResult` of this machine's first process. Raises LaunchError where a launch can't work, with the
+    cure, and where a process failed, with the exception of the one that failed first; KeyboardInterrupt when interrupted.
     """
     from lora_kit.plots import LiveMetrics
     from lora_kit.training import METRICS, TrainingResult
@@ -58,25 +62,24 @@ def launch(config, num_processes=None, live=None, port=None):
     devices, kind = available_devices()
     if num_processes is None:
         num_processes = devices or 2
-    if not isinstance(num_processes, int) or isinstance(num_processes, bool) or num_processes < 1:
-        raise LaunchError(f"num_processes {num_processes!r} is not a whole number of at least 1")
-    if devices and num_processes > devices:
-        raise LaunchError(
-            f"num_processes {num_processes!r} is more than the {devices} {kind} device(s) of this machine"
-        )
+    _check_numbers(num_processes, num_machines, machine_rank, devices, kind)
     reason = in_process_reason(num_processes)
-    expected = 1 if reason else num_processes
+    if reason and num_machines > 1 and num_processes > 1:
+        raise LaunchError(f"{reason}; it can't be one of {num_machines} machines")
+    here = 1 if reason else num_processes
+    expected = here * num_machines
     if reason and num_processes > 1:
         print(f"{reason}; num_processes {num_processes} is not used.")
     if expected > 1:
         _check_kernel(kind)
+        _check_port(port, num_machines, machine_rank)
     in_kernel = "ipykernel" in sys.modules
     live = in_kernel if live is None else live
     with tempfile.TemporaryDirectory(prefix="lora_kit-") as folder:
         args = (config, folder, expected, not live and not in_kernel)
         view = LiveMetrics(Path(config.output_dir) / METRICS) if live else contextlib.nullcontext()
         with view:
-            _start(args, num_processes, port or free_port(), expected)
+            _start(args, num_processes, port or free_port(), expected, num_machines, machine_rank, main_process_ip)
         path = Path(folder, "result.json")
         if not path.exists():
             raise LaunchError("the launcher returned, but no process finished the training")
@@ -85,6 +88,70 @@ def launch(config, num_processes=None, live=None, port=None):
         f"{result.num_processes} process(es) trained on {result.device}: {result.updates} updates in {result.seconds:.1f} s"
     )
     return result
+
+
+def _check_numbers(num_processes, num_machines, machine_rank, devices, kind):
+    for name, value, low in (
+        ("num_processes", num_processes, 1),
+        ("num_machines", num_machines, 1),
+        ("machine_rank", machine_rank, 0),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise LaunchError(f"{name} {value!r} is not a whole number of at least {low}")
+    if machine_rank >= num_machines:
+        raise LaunchError(
+            f"machine_rank {machine_rank!r} must be less than num_machines {num_machines!r}: 0 is the first"
+        )
+    if devices and num_processes > devices:
+        raise LaunchError(
+            f"num_processes {num_processes!r} is more than the {devices} {kind} device(s) of this machine"
+        )
+
+
+def _check_port(port, num_machines, machine_rank):
+    """LaunchError for a port that is taken, or that the machines were not told."""
+    import socket
+
+    if port is None:
+        if num_machines > 1:
+            raise LaunchError("port None: several machines need one that all of them are told, such as 29500")
+        return
+    if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
+        raise LaunchError(f"port {port!r} is not a port from 1 to 65535; 0 would make the launcher hang")
+    if machine_rank == 0:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError as error:
+                raise LaunchError(
+                    f"port {port} is in use ({error.strerror}): choose another, or leave port out"
+                ) from None
+
+
+def command_lines(config, num_processes, num_machines=1, machine_rank=0, main_process_ip="127.0.0.1", port=29500):
+    """The lines that start the same run from a shell, {"accelerate": ..., "torchrun": ...}; arguments as of `launch`.
+
+    `num_processes` is of each machine here and in torchrun; accelerate counts all machines' together.
+    """
+    import shlex
+
+    training = ["-m", "lora_kit.training", *config.to_argv()]
+    total = num_processes * num_machines
+    accelerate = ["accelerate", "launch", "--num_processes", total]
+    torchrun = ["torchrun", "--nproc_per_node", num_processes]
+    if total > 1:
+        accelerate.insert(2, "--multi_gpu")  # also without GPUs: --cpu would start one process only, and say nothing
+    if num_machines > 1:
+        accelerate += ["--num_machines", num_machines, "--machine_rank", machine_rank]
+        accelerate += ["--main_process_ip", main_process_ip, "--main_process_port", port]
+        torchrun += ["--nnodes", num_machines, "--node_rank", machine_rank]
+        torchrun += ["--master_addr", main_process_ip, "--master_port", port]
+    else:
+        accelerate += ["--main_process_port", 0] if total > 1 else []
+        torchrun.insert(1, "--standalone")
+    lines = {"accelerate": accelerate, "torchrun": torchrun}
+    return {name: shlex.join([str(word) for word in [*line, *training]]) for name, line in lines.items()}
 
 
 def free_port():
@@ -127,7 +194,7 @@ def _set_aside(prefix):
         sys.modules.update(aside)
 
 
-def _start(args, num_processes, port, expected):
+def _start(args, num_processes, port, expected, num_machines, machine_rank, main_process_ip):
     from accelerate import notebook_launcher
 
     config, folder = args[0], args[1]
@@ -143,12 +210,18 @@ def _start(args, num_processes, port, expected):
                 stack.callback(logger.setLevel, logger.level)
                 logger.setLevel(logging.CRITICAL)
         try:
+            if num_processes == 1 and num_machines > 1:
+                _start_one(args, port, num_machines, machine_rank, main_process_ip)
+                return
             notebook_launcher(
                 _worker,
                 args,
                 num_processes=num_processes,
                 mixed_precision=config.mixed_precision or "no",
                 use_port=str(port),
+                num_nodes=num_machines,
+                node_rank=machine_rank,
+                master_addr=main_process_ip,
             )
         except KeyboardInterrupt:
             raise
@@ -160,6 +233,25 @@ def _start(args, num_processes, port, expected):
             raise LaunchError(_explain(error, folder, port)) from None
 
 
+def _start_one(args, port, num_machines, machine_rank, main_process_ip):
+    """One process of this machine in a world of several machines, where notebook_launcher would forget the others."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=num_machines,
+        max_nodes=num_machines,
+        nproc_per_node=1,
+        run_id="none",
+        rdzv_backend="static",
+        rdzv_endpoint=f"{main_process_ip}:{port}",
+        rdzv_configs={"rank": machine_rank},
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="fork",
+    )
+    elastic_launch(config, _worker)(*args)
+
+
 def _worker(config, folder, expected, progress):
     """What each process runs. A forked child must limit OpenMP before it is used, or its first step can hang."""
     rank = int(os.environ.get("RANK", 0))
@@ -169,18 +261,16 @@ def _worker(config, folder, expected, progress):
         import torch
 
         if not torch.accelerator.is_available():
-            threads = max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", expected)), 1)
-            os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate sets it, and warns
-            torch.set_num_threads(threads)
+            share = max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", expected)), 1)
+            # a kernel may have used OpenMP, whose threads a fork does not take along: a second one would be waited for
+            threads = "1" if "ipykernel" in sys.modules else os.environ.get("OMP_NUM_THREADS", str(share))
+            os.environ["OMP_NUM_THREADS"] = threads  # else accelerate sets it, and warns
+            torch.set_num_threads(int(threads))
     try:
-        from lora_kit.training import leave_process_group, train
+        from lora_kit.training import leave_process_group, prove_world, train
 
-        def check_world(accelerator):
-            if accelerator.num_processes != expected:
-                raise LaunchError(f"asked for {expected} processes, but accelerate sees {accelerator.num_processes}")
-
-        result = train(config, progress=progress, on_start=check_world)
-        if rank == 0:
+        result = train(config, progress=progress, on_start=lambda accelerator: prove_world(accelerator, expected))
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             Path(folder, "result.json").write_text(json.dumps(asdict(result)))
     except BaseException as error:
         report = dict(
@@ -210,3 +300,56 @@ def _explain(error, folder, port):
     first = reports[0]
     tail = "\n".join(first["trace"].strip().splitlines()[-7:])
     return f"process {first['rank']} failed first: {first['error']}\n{tail}"
+
+
+def parse_args(argv=None):
+    """(the launch's own options, a `TrainingConfig`) of a command line."""
+    import argparse
+
+    from lora_kit.config import parse_args as parse_config
+
+    parser = argparse.ArgumentParser(
+        prog="python -m lora_kit.launch",
+        description="Train on several processes, of one machine or of several. All other flags are those of "
+        "python -m lora_kit.training.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--num_processes", type=int, help="Of this machine. Default: one for each GPU, or 2 without.")
+    parser.add_argument("--num_machines", type=int, default=1, help="Default: 1.")
+    parser.add_argument("--machine_rank", type=int, default=0, help="0 is the machine of --main_process_ip.")
+    parser.add_argument("--main_process_ip", default="127.0.0.1", help="Default: 127.0.0.1.")
+    parser.add_argument("--main_process_port", type=int, help="Default: a free one, on one machine.")
+    parser.add_argument(
+        "--print_only", action="store_true", help="Print the lines that do the same, and start nothing."
+    )
+    options, rest = parser.parse_known_args(argv)
+    return options, parse_config(rest)
+
+
+def main(argv=None):
+    """The command line. The exit status is 1 with the reason where it can't be done, and 130 when interrupted."""
+    options, config = parse_args(argv)
+    num_processes = options.num_processes or available_devices()[0] or 2
+    world = (num_processes, options.num_machines, options.machine_rank, options.main_process_ip)
+    lines = command_lines(config, *world, options.main_process_port or 29500)
+    print("the same with\n  " + "\n  ".join(lines.values()), flush=True)
+    if options.print_only:
+        return
+    try:
+        result = launch(
+            config,
+            num_processes,
+            port=options.main_process_port,
+            num_machines=options.num_machines,
+            machine_rank=options.machine_rank,
+            main_process_ip=options.main_process_ip,
+        )
+    except (LaunchError, ValueError, OSError) as error:
+        sys.exit(f"lora_kit.launch: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(result.lora_path)
+
+
+if __name__ == "__main__":
+    main()

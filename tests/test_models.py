@@ -58,7 +58,7 @@ def test_variant_reaches_the_unet_and_its_weights_become_float32(tmp_path):
     pipeline.to(torch.float16).save_pretrained(tmp_path)
     pipeline.unet.save_pretrained(tmp_path / "unet", variant="fp16")
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="its unet can't be loaded: OSError"):
         load_models(config(pretrained_model_name_or_path=str(tmp_path)))
     pipeline.vae.save_pretrained(tmp_path / "vae", variant="fp16")
     models = load_models(config(pretrained_model_name_or_path=str(tmp_path), variant="fp16"))
@@ -96,13 +96,3 @@ def test_quiet_imports_silences_two_sentences_only():
             logger.removeHandler(handler)
         assert seen == ["something else"]
         assert len(logger.filters) == 1
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-def test_importing_libraries_leaves_garbage_collection_as_it_was(enabled):
-    program = (
-        f"import gc, sys; from lora_kit.models import import_libraries; {'' if enabled else 'gc.disable();'}"
-        "import_libraries(); print(gc.isenabled(), gc.get_freeze_count() > 100_000, 'diffusers' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(enabled), "True", "True"]

@@ -396,7 +396,7 @@ def test_checkpoint_holds_the_lora_alone(whole):
     folder = whole[0]
     assert [path.name for path in checkpoints(folder)] == [f"checkpoint-{n}" for n in range(1, 7)]
     names = {path.name for path in (folder / "checkpoint-6").iterdir()}
-    assert names == {LORA, "optimizer.bin", "scheduler.bin", "random_states_0.pkl"}
+    assert names == {LORA, "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "checkpoint.json"}
     assert digest(folder / "checkpoint-6") == digest(folder) != digest(folder / "checkpoint-5")
 
 
@@ -436,8 +436,11 @@ def test_unknown_checkpoint(whole, tmp_path):
 @pytest.mark.slow
 def test_checkpoint_of_other_modules(whole, tmp_path):
     shutil.copytree(whole[0] / "checkpoint-1", tmp_path / "checkpoint-1")
+    record = json.loads((tmp_path / "checkpoint-1" / "checkpoint.json").read_text())
+    record["config"]["target_modules"] = ["to_q"]  # as if it knew no better
+    (tmp_path / "checkpoint-1" / "checkpoint.json").write_text(json.dumps(record))
     with pytest.raises((ValueError, RuntimeError)) as caught:
-        run(tmp_path, target_modules=("to_q",), resume_from_checkpoint="latest")
+        run(tmp_path, **LONG | dict(target_modules=("to_q",), resume_from_checkpoint="latest"))
     assert "LoRA of other modules" in str(caught.value)
 
 

@@ -1,0 +1,211 @@
+"""Several machines: process groups that find each other by address and port make the very run of one machine."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_launch import CPU_ONLY, children, config, fingerprint, updates
+from test_steps import run_command
+
+from lora_kit.launch import LaunchError, command_lines, free_port, launch, parse_args
+from lora_kit.training import LORA, METRICS
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def together(commands, timeout=150, environments=None):
+    """(status, output) of commands that run at the same time."""
+    environments = environments or [{}] * len(commands)
+    running = [
+        subprocess.Popen(
+            [str(word) for word in command], env=os.environ | ENVIRONMENT | extra, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=Path(__file__).parents[1],
+        )
+        for command, extra in zip(commands, environments, strict=True)
+    ]  # fmt: skip
+    try:
+        return [(one.communicate(timeout=timeout)[0], one.returncode)[::-1] for one in running]
+    finally:
+        for one in running:
+            one.kill()
+
+
+def machine(rank, folder, port, num_processes, address="127.0.0.1", num_machines=2):
+    own = ["--num_machines", num_machines, "--machine_rank", rank, "--num_processes", num_processes]
+    own += ["--main_process_ip", address, "--main_process_port", port]
+    return [sys.executable, "-m", "lora_kit.launch", *own, *config(folder).to_argv()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One machine with two processes, by this kit's launcher."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    done = run_command(["-m", "lora_kit.launch", "--num_processes", 2, *config(folder).to_argv()])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[0] == "the same with"
+    return folder, done.stdout
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_two_machines_of_one_process_train_as_one_machine_of_two(alone, tmp_path):
+    folder, port = tmp_path / "run", free_port()
+    for status, said in together([machine(rank, folder, port, 1) for rank in (0, 1)]):
+        assert status == 0, said[-3000:]
+        assert "2 process(es) trained on" in said
+    assert fingerprint(folder / LORA) == fingerprint(alone[0] / LORA)
+    assert updates(folder) == updates(alone[0])
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_two_machines_of_two_processes_are_a_world_of_four(tmp_path):
+    folders = [tmp_path / "two machines", tmp_path / "one machine"]
+    port = free_port()
+    commands = [[*machine(rank, folders[0], port, 2), "--max_train_steps=2"] for rank in (0, 1)]
+    for status, said in together(commands):
+        assert status == 0, said[-3000:]
+    done = run_command(
+        ["-m", "lora_kit.launch", "--num_processes", 4, *config(folders[1]).to_argv(), "--max_train_steps=2"]
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [json.loads((one / METRICS).read_text().splitlines()[0])["num_processes"] for one in folders] == [4, 4]
+    assert fingerprint(folders[0] / LORA) == fingerprint(folders[1] / LORA)
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_the_lines_that_are_printed_do_the_same(alone, tmp_path):
+    folder, said = alone
+    lines = [line.strip() for line in said.splitlines()[1:3]]
+    assert [line.split()[0] for line in lines] == ["accelerate", "torchrun"]
+    binaries = Path(sys.executable).parent
+    for line in lines:
+        other = tmp_path / line.split()[0]
+        command = line.replace(str(folder), str(other))
+        done = subprocess.run(
+            command, shell=True, capture_output=True, text=True,
+            env=os.environ | ENVIRONMENT | {"PATH": f"{binaries}:{os.environ['PATH']}"}, cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert fingerprint(other / LORA) == fingerprint(folder / LORA)
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_an_interrupt_ends_every_process(tmp_path):
+    folder = tmp_path / "run"
+    argv = config(folder, max_train_steps=10_000).to_argv()
+    command = [sys.executable, "-m", "lora_kit.launch", "--num_processes", "2", *argv]
+    running = subprocess.Popen(
+        command, env=os.environ | ENVIRONMENT, cwd=Path(__file__).parents[1], start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 90
+        while not (folder / METRICS).exists() or not updates(folder):
+            assert running.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        forked = children(running.pid)
+        os.killpg(running.pid, signal.SIGINT)
+        said, _ = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130, said[-2000:]
+    assert len(forked) == 2 and not [one for one in forked if Path(f"/proc/{one}").exists()]
+
+
+# two network namespaces: two machines as far as the network goes
+
+
+def ip(*words):
+    return subprocess.run(["ip", *words], capture_output=True, text=True)
+
+
+@pytest.fixture
+def namespaces():
+    """Two network namespaces, joined by a cable: 10.90.0.1 and 10.90.0.2."""
+    if shutil.which("ip") is None or os.geteuid() != 0 or ip("netns", "add", "lora-kit-0").returncode:
+        pytest.skip("this machine allows no network namespaces")
+    try:
+        steps = [("netns", "add", "lora-kit-1"), ("link", "add", "lk0", "type", "veth", "peer", "name", "lk1")]
+        for rank in (0, 1):
+            name = f"lora-kit-{rank}"
+            steps += [("link", "set", f"lk{rank}", "netns", name)]
+            inside = ("netns", "exec", name, "ip")
+            steps += [(*inside, "addr", "add", f"10.90.0.{rank + 1}/24", "dev", f"lk{rank}")]
+            steps += [(*inside, "link", "set", f"lk{rank}", "up"), (*inside, "link", "set", "lo", "up")]
+        for step in steps:
+            done = ip(*step)
+            if done.returncode:
+                pytest.skip(f"this machine allows no network namespaces: {done.stderr.strip()}")
+        yield ["lora-kit-0", "lora-kit-1"]
+    finally:
+        for rank in (0, 1):
+            ip("netns", "del", f"lora-kit-{rank}")
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_two_network_namespaces_train_as_one_machine(namespaces, alone, tmp_path):
+    folder = tmp_path / "run"
+    commands = [
+        ["ip", "netns", "exec", name, *machine(rank, folder, 29500, 1, "10.90.0.1")]
+        for rank, name in enumerate(namespaces)
+    ]
+    for status, said in together(commands, environments=[{"GLOO_SOCKET_IFNAME": f"lk{rank}"} for rank in (0, 1)]):
+        assert status == 0, said[-3000:]
+    assert fingerprint(folder / LORA) == fingerprint(alone[0] / LORA)
+
+
+# without any process
+
+
+def test_lines_of_several_machines(tmp_path):
+    lines = command_lines(config(tmp_path), 4, 2, 1, "10.0.0.1", 29501)
+    assert lines["accelerate"].startswith(
+        "accelerate launch --multi_gpu --num_processes 8 --num_machines 2 --machine_rank 1 --main_process_ip 10.0.0.1 "
+        "--main_process_port 29501 -m lora_kit.training --style outlined"
+    )
+    assert lines["torchrun"].startswith(
+        "torchrun --nproc_per_node 4 --nnodes 2 --node_rank 1 --master_addr 10.0.0.1 --master_port 29501 -m lora_kit.training"
+    )
+    assert command_lines(config(tmp_path), 1)["accelerate"].startswith("accelerate launch --num_processes 1 -m ")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(num_machines=0), "num_machines 0 is not a whole number of at least 1"),
+        (dict(num_machines=2, machine_rank=2, port=29500), "machine_rank 2 must be less than num_machines 2"),
+        (dict(machine_rank=-1), "machine_rank -1 is not a whole number of at least 0"),
+        (dict(num_machines=2), "port None: several machines need one"),
+        (dict(port=0), "port 0 is not a port from 1 to 65535; 0 would make the launcher hang"),
+        (dict(port=70000), "port 70000 is not a port"),
+        (dict(port="29500"), "port '29500' is not a port"),
+    ],
+)
+def test_a_world_that_can_t_be_is_refused(options, words, tmp_path):
+    with pytest.raises(LaunchError) as error:
+        launch(config(tmp_path / "run"), 2, **options)
+    assert words in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_launcher_s_own_flags_and_the_run_s(tmp_path):
+    options, made = parse_args(["--num_processes", "3", *config(tmp_path).to_argv()])
+    assert (options.num_processes, options.num_machines, made) == (3, 1, config(tmp_path))
+    with pytest.raises(SystemExit):
+        parse_args(["--num_process", "3", *config(tmp_path).to_argv()])
+
+
+def test_print_only_starts_nothing(tmp_path):
+    done = run_command(["-m", "lora_kit.launch", "--print_only", *config(tmp_path / "run").to_argv()])
+    assert done.returncode == 0 and done.stdout.count("-m lora_kit.training") == 2
+    assert not (tmp_path / "run").exists()
