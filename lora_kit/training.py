@@ -447,6 +447,10 @@ class _Run:
         config, update = self.config, self.record["update"]
         self.accelerator.load_state(folder)
         self.update = update
+        if (
+            config.match_diffusers
+        ):  # whose script keeps the stored rate for one update, and the stored settings for good
+            return
         schedule, peak = self.lr_scheduler.scheduler, config.peak_learning_rate(self.accelerator.num_processes)
         schedule.base_lrs = [peak] * len(schedule.base_lrs)
         for group, factor in zip(self.optimizer.param_groups, schedule.lr_lambdas, strict=True):

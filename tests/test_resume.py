@@ -204,6 +204,18 @@ def test_a_changed_schedule_is_said_and_applied(settings, once, pictures, tmp_pa
         assert f"{name} " in said and repr(value) in said
 
 
+def test_match_diffusers_keeps_the_stored_rate_for_one_update(pictures, tmp_path):
+    """As diffusers' script does: the optimizer's stored rate stays until the scheduler, made for the new total, steps."""
+    settings = dict(match_diffusers=True, lr_warmup_steps=1, gradient_accumulation_steps=1, learning_rate=1e-3)
+    run(tmp_path / "run", pictures, max_train_steps=4, **settings)
+    stored = read(tmp_path / "run" / "checkpoint-4")["next_learning_rate"]
+    run(tmp_path / "run", pictures, max_train_steps=8, resume_from_checkpoint="latest", **settings)
+    made = config(tmp_path / "run", pictures, max_train_steps=8, **settings)
+    wanted = applied_learning_rates(made, Steps.of(made, 18))
+    rates = [line["lr"] for line in updates(tmp_path / "run")]
+    assert rates[4] == stored == pytest.approx(0, abs=1e-9) and rates[5:] == pytest.approx(wanted[5:].tolist())
+
+
 def test_other_changes_are_said_and_applied(once, pictures, tmp_path, capsys):
     stopped = stopped_after(once, 4, tmp_path / "stopped")
     settings = dict(adam_weight_decay=0.5, adam_beta1=0.8, max_grad_norm=0.5, snr_gamma=5.0)
