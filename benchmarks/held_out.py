@@ -10,31 +10,14 @@ over its seeds lies within the reference's seeds. benchmarks/README.md says what
 import argparse
 import json
 import os
-import shutil
 import statistics
 import sys
 from pathlib import Path
 
-from speed import EMBEDDED, Case, parts, run
+from speed import EMBEDDED, Case, parts, run, write_pictures
 
 STYLE, SIDE = "outlined", 64
 TIMESTEPS = 8  # for each held-out picture, evenly spread over the noise scheduler's
-
-
-def write_style(folder, split):
-    """The pictures of the style as PNG, and metadata.jsonl with their captions: what the reference can read."""
-    if folder.exists():
-        return
-    from lora_kit.styles import load_style
-
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    with open(part / "metadata.jsonl", "w") as file:
-        for index, record in enumerate(load_style(STYLE, split, size=SIDE)):
-            record["image"].save(part / f"{index:05d}.png")
-            file.write(json.dumps({"file_name": f"{index:05d}.png", "text": record["text"]}) + "\n")
-    part.rename(folder)
 
 
 class HeldOut:
@@ -108,8 +91,10 @@ def parse_args():
 
 def main():
     args = parse_args()
+    from lora_kit.styles import load_style
+
     pictures, runs = args.work / f"{STYLE}-{SIDE}", args.work / "held-out-runs"
-    write_style(pictures, "lora")
+    write_pictures(pictures, ((record["image"], record["text"]) for record in load_style(STYLE, "lora", size=SIDE)))
     held_out = HeldOut()
     base = held_out.loss()
     lines = [

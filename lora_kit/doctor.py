@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import html
 import json
+import math
 import os
 import sys
 import tempfile
@@ -113,10 +114,14 @@ class Findings(list):
             link = f'<a href="{html.escape(one.link.removeprefix("notebooks/"))}">{html.escape(name)}</a>'
             texts = [f"{SYMBOLS[one.status]} {one.status}", one.check, one.value, one.reason, one.cure]
             return (
-                "".join(f'<td style="text-align:left">{html.escape(text)}</td>' for text in texts) + f"<td>{link}</td>"
+                "".join(f'<td style="text-align:left">{html.escape(text)}</td>' for text in texts)
+                + f'<td style="text-align:left">{link}</td>'
             )
 
-        head = "".join(f"<th>{name}</th>" for name in ("", "check", "value", "reason", "cure", "explained in"))
+        head = "".join(
+            f'<th style="text-align:left">{name}</th>'
+            for name in ("", "check", "value", "reason", "cure", "explained in")
+        )
         body = "".join(f"<tr>{row(one)}</tr>" for one in self)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -155,12 +160,16 @@ def examine(
     settings: a `TrainingConfig` or a dict of its fields, which may be wrong. num_examples: pictures; left out, they are
     counted. unet: your model with its LoRA; left out, the base model's shape, without weights, with the LoRA that the
     settings ask for. parameters: what you hand to the optimizer. num_training_steps, num_warmup_steps: what you tell
-    get_scheduler, in its own steps; left out, what `lora_kit` tells it. What is wrong is found, not raised.
+    get_scheduler, in its own steps; left out, what `lora_kit` tells it. What is wrong with a setting is found, not raised;
+    ValueError is for num_processes and num_examples alone.
 
     >>> settings = {"style": "outlined", "learning_rate": 1e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 0.1}
     >>> [(one.check, one.status) for one in examine(settings, num_examples=400)][0]
     ('warm-up', 'error')
     """
+    for name, value in (("num_processes", num_processes), ("num_examples", num_examples)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{name} {value!r} is not a whole number of at least 1")
     config, warmup, findings = _read_settings(settings)
     if config is None:
         return Findings(findings)
@@ -357,7 +366,7 @@ def _check_8bit(case):
     if not shapes:
         return []
     full, small = expected_state_bytes(shapes), expected_state_bytes(shapes, use_8bit_adam=True)
-    kept = sum(_product(shape) < MIN_8BIT_ELEMENTS for shape in shapes)
+    kept = sum(math.prod(shape) < MIN_8BIT_ELEMENTS for shape in shapes)
     reason = f"{kept} of {len(shapes)} tensors have fewer than {MIN_8BIT_ELEMENTS:,} elements and keep 32-bit state: "
     reason += f"{full / 1e6:.2f} MB become {small / 1e6:.2f} MB"
     value = f"rank {case.config.rank}"
@@ -365,13 +374,6 @@ def _check_8bit(case):
         cure = "leave use_8bit_adam out at this rank: it is slower, and saves nothing"
         return [Finding("8-bit Adam", WARNING, value, reason, cure)]
     return [Finding("8-bit Adam", FINE, value, reason)]
-
-
-def _product(shape):
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _check_learning_rate(case):
@@ -781,14 +783,25 @@ def _value(text):
     return text
 
 
-def read_argv(argv):
-    """(settings, doctor's own options, findings) of a command line; nothing in it is an error that ends the program."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--num_processes", type=int, default=1)
-    own.add_argument("--num_examples", type=int)
-    own.add_argument("--try_updates", type=int, default=0)
-    own.add_argument("--json", action="store_true")
-    own.add_argument("-h", "--help", action="store_true")
+def _count_of(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _read_argv(argv):
+    """(settings, doctor's own options, findings) of a command line; what is wrong with a setting is a finding."""
+    own = argparse.ArgumentParser(
+        prog="python -m lora_kit.doctor",
+        description="Say what is wrong with a run before it is started. All other flags are those of "
+        "python -m lora_kit.training.",
+        allow_abbrev=False,
+    )
+    own.add_argument("--num_processes", type=_count_of, default=1, help="On how many it will run. Default: 1.")
+    own.add_argument("--num_examples", type=_count_of, help="Instead of counting the pictures.")
+    own.add_argument("--try_updates", type=_count_of, help="Make so many updates of the real run, and look at them.")
+    own.add_argument("--json", action="store_true", help="Print records instead of text.")
     options, rest = own.parse_known_args(argv)
     parser = build_parser(number=_value)
     settings, unknown = parser.parse_known_args(rest)
@@ -802,12 +815,7 @@ def read_argv(argv):
 
 def main(argv=None):
     """Print the findings; the exit status is 1 where one is an error, else 0."""
-    settings, options, findings = read_argv(argv)
-    if options.help:
-        print(f"{__doc__}\n--num_processes N  on how many processes it will run\n--num_examples N   instead of counting the pictures\n"
-              "--try_updates N    make so many updates of the real run, in a temporary folder, and look at them\n"
-              "--json             print records instead of text\nAll other flags are those of python -m lora_kit.training.")  # fmt: skip
-        return 0
+    settings, options, findings = _read_argv(argv)
     findings = Findings(findings + examine(settings, options.num_processes, options.num_examples))
     if options.try_updates and findings.status != ERROR:
         config = _quietly(TrainingConfig, **settings)

@@ -29,6 +29,7 @@ def summarize(settings, num_examples, num_processes=1):
     >>> summarize({"style": "outlined", "learning_rate": 1e-3, "train_batch_size": 2, "num_train_epochs": 1}, 20)["updates"]
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
+    from lora_kit.launch import command_lines
     from lora_kit.schedules import applied_learning_rates
 
     summary = dict(errors=[], warnings=[], steps=[], total_updates=0, warmup=0, updates=[], rates=[], command="")
@@ -42,7 +43,7 @@ def summarize(settings, num_examples, num_processes=1):
     last, spread = steps.total_updates - 1, SAMPLES - 1
     updates = {round(i * last / (spread - 1)) for i in range(spread)} | {min(steps.lr_warmup_steps, last)}
     updates = sorted(updates)
-    launcher = f"accelerate launch --multi_gpu --num_processes {num_processes}" if num_processes > 1 else "python"
+    alone = shlex.join(["python", "-m", "lora_kit.training", *config.to_argv()])
     return {
         **summary,
         "warnings": config.notices() + _run_notices(config, steps),
@@ -51,7 +52,7 @@ def summarize(settings, num_examples, num_processes=1):
         "warmup": steps.lr_warmup_steps,
         "updates": updates,
         "rates": applied_learning_rates(config, steps, updates).tolist(),
-        "command": f"{launcher} -m lora_kit.training {shlex.join(config.to_argv())}",
+        "command": alone if num_processes == 1 else command_lines(config, num_processes)["accelerate"],
     }
 
 

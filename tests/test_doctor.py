@@ -389,6 +389,12 @@ def test_try_run_looks_at_real_updates(tmp_path):
     assert found["movement"].status == ERROR  # 1e-30 is lost beside what A holds
 
 
+@pytest.mark.parametrize("options", [dict(num_processes=0), dict(num_examples=-1), dict(num_processes=1.5)])
+def test_counts_that_are_none_are_raised(options):
+    with pytest.raises(ValueError, match="is not a whole number of at least 1"):
+        examine(SOUND, **options)
+
+
 # how it is shown
 
 

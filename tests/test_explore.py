@@ -100,8 +100,9 @@ def test_command_line_gives_the_configuration_back():
     config = TrainingConfig(**settings(output_dir="a folder", lr_warmup_steps=7, scale_lr=True))
     alone, four = (shlex.split(summarize(config, 400, count)["command"]) for count in (1, 4))
     assert alone[:3] == ["python", "-m", "lora_kit.training"]
-    assert four[:7] == ["accelerate", "launch", "--multi_gpu", "--num_processes", "4", "-m", "lora_kit.training"]
-    assert parse_args(alone[3:]) == parse_args(four[7:]) == config
+    assert four[:5] == ["accelerate", "launch", "--multi_gpu", "--num_processes", "4"]
+    start = four.index("lora_kit.training") + 1
+    assert parse_args(alone[3:]) == parse_args(four[start:]) == config
 
 
 @pytest.mark.parametrize("lr_scheduler", LR_SCHEDULERS)

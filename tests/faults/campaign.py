@@ -8,7 +8,6 @@ schedule, random states and metrics as the unbroken one. Exits with 1 where one 
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -26,7 +25,8 @@ sys.path.insert(0, str(REPOSITORY))
 from safetensors.torch import load_file  # noqa: E402
 
 from lora_kit.checkpoints import checkpoints, read  # noqa: E402
-from lora_kit.training import LORA  # noqa: E402
+from lora_kit.plots import read_metrics  # noqa: E402
+from lora_kit.training import LORA, METRICS  # noqa: E402
 
 UPDATES = 8
 FLAGS = dict(
@@ -70,13 +70,8 @@ def marked(mark):
 
 
 def updates(folder):
-    path = Path(folder, "metrics.jsonl")
-    lines = (
-        [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        if path.exists()
-        else []
-    )
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines if "update" in line]
+    lines = read_metrics(Path(folder, METRICS))[1]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 def outcome(folder):
