@@ -29,11 +29,11 @@ from lora_kit.config import (
     check_step_rules,
     nearest_flags,
 )
+from lora_kit.schedules import LR_END
 from lora_kit.steps import Steps
 
 ERROR, WARNING, FINE = STATUSES = ("error", "warning", "fine")
 SYMBOLS = {ERROR: "✗", WARNING: "!", FINE: "✓"}
-LR_END = 1e-7  # where polynomial ends, fixed in diffusers' get_scheduler
 IGNORES_TOTAL = ("constant", "constant_with_warmup", "piecewise_constant")
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 TINY = 1e-3  # how near to max_grad_norm a clipped norm lies, relative to it
@@ -74,6 +74,7 @@ class Finding:
     value: str
     reason: str
     cure: str = ""
+    change: dict | None = dataclasses.field(default=None, hash=False)  # the cure as settings, where it is one
 
     @property
     def link(self):
@@ -94,7 +95,7 @@ class Findings(list):
         return self[0].status if self else FINE
 
     def records(self):
-        """Plain dicts: check, status, value, reason, cure, link."""
+        """Plain dicts: check, status, value, reason, cure, change (settings that are the cure, or None), link."""
         return [{**dataclasses.asdict(one), "link": one.link} for one in self]
 
     def __str__(self):
@@ -134,10 +135,11 @@ class _Case:
     warmup: Any
     num_processes: int
     steps: Steps | None
-    unet: Any
-    parameters: Any
-    num_training_steps: int | None
-    num_warmup_steps: int | None
+    unet: Any = None
+    shapes: Any = None
+    parameters: Any = None
+    num_training_steps: int | None = None
+    num_warmup_steps: int | None = None
 
     @property
     def warmup_updates(self):
@@ -179,11 +181,26 @@ def examine(
         unet, found = _shape(config)
         findings += found
     steps = Steps.of(config, count, num_processes) if count else None
-    case = _Case(config, warmup, num_processes, steps, unet, parameters, num_training_steps, num_warmup_steps)
-    for check, needs in CHECKS:
-        if all(getattr(case, need) is not None for need in needs):
-            findings += check(case)
-    return Findings(findings)
+    shapes = None if unet is None else [tuple(one.shape) for one in unet.parameters() if one.requires_grad]
+    case = _Case(config, warmup, num_processes, steps, unet, shapes, parameters, num_training_steps, num_warmup_steps)
+    return Findings(findings + _examine(case, CHECKS))
+
+
+def examine_settings(settings, num_examples, num_processes=1, shapes=None):
+    """What `examine` says of the numbers alone: no file, model or torch is touched, so that a page can ask at every change.
+
+    settings: as of `examine`. shapes: those of the LoRA's tensors, as of `lora_kit.memory.lora_shapes`. Returns `Findings`.
+    """
+    config, warmup, findings = _read_settings(settings)
+    if config is None:
+        return Findings(findings)
+    case = _Case(config, warmup, num_processes, Steps.of(config, num_examples, num_processes), shapes=shapes)
+    return Findings(findings + _examine(case, NUMBER_CHECKS))
+
+
+def _examine(case, checks):
+    able = [check for check, needs in checks if all(getattr(case, need) is not None for need in needs)]
+    return [finding for check in able for finding in check(case)]
 
 
 def _read_settings(settings):
@@ -196,7 +213,8 @@ def _read_settings(settings):
     rate = settings.get("learning_rate", defaults.get("learning_rate"))
     if settings.get("lr_scheduler") == "polynomial" and isinstance(rate, (int, float)) and 0 < rate <= LR_END:
         reason = f"polynomial ends at {LR_END:g}, so a peak that is not above it is refused by get_scheduler"
-        findings.append(Finding("polynomial", ERROR, f"learning_rate {rate!r}", reason, "a learning_rate such as 1e-4"))
+        cure, change = "a learning_rate such as 1e-4", {"learning_rate": 1e-4}
+        findings.append(Finding("polynomial", ERROR, f"learning_rate {rate!r}", reason, cure, change))
         settings["lr_scheduler"] = "constant"  # so that the other checks can go on
     try:
         return _quietly(TrainingConfig, **settings, lr_warmup_steps=0), warmup, findings
@@ -360,10 +378,8 @@ def _check_gradient_checkpointing(case):
 def _check_8bit(case):
     from lora_kit.optimizers import MIN_8BIT_ELEMENTS, expected_state_bytes
 
-    if not case.config.use_8bit_adam:
-        return []
-    shapes = [tuple(one.shape) for one in case.unet.parameters() if one.requires_grad]
-    if not shapes:
+    shapes = case.shapes
+    if not case.config.use_8bit_adam or not shapes:
         return []
     full, small = expected_state_bytes(shapes), expected_state_bytes(shapes, use_8bit_adam=True)
     kept = sum(math.prod(shape) < MIN_8BIT_ELEMENTS for shape in shapes)
@@ -372,7 +388,7 @@ def _check_8bit(case):
     value = f"rank {case.config.rank}"
     if kept == len(shapes):
         cure = "leave use_8bit_adam out at this rank: it is slower, and saves nothing"
-        return [Finding("8-bit Adam", WARNING, value, reason, cure)]
+        return [Finding("8-bit Adam", WARNING, value, reason, cure, {"use_8bit_adam": False})]
     return [Finding("8-bit Adam", FINE, value, reason)]
 
 
@@ -388,29 +404,37 @@ def _check_learning_rate(case):
             f"scale_lr multiplies it by batch x accumulation x processes, to outside {usual}: was it already scaled?"
         )
         cure = f"leave scale_lr out, or give the rate of one picture, learning_rate {config.learning_rate / factor:.3g}"
-        return [Finding("learning rate", WARNING, value, reason, cure)]
-    return [Finding("learning rate", WARNING, value, f"outside {usual}", "1e-4 is diffusers' default for LoRA")]
+        return [Finding("learning rate", WARNING, value, reason, cure, {"scale_lr": False})]
+    cure, change = "1e-4 is diffusers' default for LoRA", {"learning_rate": 1e-4, "scale_lr": False}
+    return [Finding("learning rate", WARNING, value, f"outside {usual}", cure, change)]
 
 
 def _check_warmup(case):
     config, warmup, total = case.config, case.warmup, case.steps.total_updates
-    value, tenth = f"lr_warmup_steps {warmup!r}", max(total // 10, 0)
+    value, tenth = f"lr_warmup_steps {warmup!r}", total // 10
+    change = {"lr_warmup_steps": tenth}
     number = isinstance(warmup, (int, float)) and not isinstance(warmup, bool)
     if number and 0 < warmup < 1:
         reason = "a number under 1 is no part of the run here: the first step has a rate of 0, the second the full rate"
         cure = f"updates: lr_warmup_steps {round(warmup * total)} is {warmup:.0%} of {total}"
+        change = {"lr_warmup_steps": round(warmup * total)}
     elif not number or warmup < 0 or warmup != int(warmup):
         reason, cure = "not a whole number of updates of at least 0", f"lr_warmup_steps {tenth}, a tenth, is usual"
     elif warmup and config.lr_scheduler in IGNORES_WARMUP:
         reason = f"lr_scheduler {config.lr_scheduler!r} ignores it: the first update has the full rate"
-        return [Finding("warm-up", WARNING, value, reason, "lr_scheduler constant_with_warmup, or lr_warmup_steps 0")]
+        cure, change = (
+            "lr_scheduler constant_with_warmup, or lr_warmup_steps 0",
+            {"lr_scheduler": "constant_with_warmup"},
+        )
+        change |= {} if warmup < total else {"lr_warmup_steps": tenth}
+        return [Finding("warm-up", WARNING, value, reason, cure, change)]
     elif warmup and warmup >= total:
         reason = f"the run has {total} updates, so the rate never reaches its peak"
         cure = f"lr_warmup_steps {tenth}, about a tenth"
     else:
         reason = f"of {total} updates" if warmup else "the first update has the full rate"
         return [Finding("warm-up", FINE, value, reason)]
-    return [Finding("warm-up", ERROR, value, reason, cure)]
+    return [Finding("warm-up", ERROR, value, reason, cure, change)]
 
 
 def _check_restarts(case):
@@ -420,7 +444,9 @@ def _check_restarts(case):
         return []
     if config.lr_num_cycles == 1:
         reason = "with one cycle nothing restarts: it is the schedule 'cosine'"
-        return [Finding("restarts", WARNING, value, reason, "lr_num_cycles 3, or lr_scheduler cosine")]
+        return [
+            Finding("restarts", WARNING, value, reason, "lr_num_cycles 3, or lr_scheduler cosine", {"lr_num_cycles": 3})
+        ]
     return [Finding("restarts", FINE, value, f"{config.lr_num_cycles - 1} restart(s)")]
 
 
@@ -482,7 +508,9 @@ def _check_accumulation(case):
         f"an epoch's {case.steps.batches_per_process} micro-steps leave {last} for its last update, whose gradient is "
     )
     reason += f"divided by {full} all the same: {last / full:.0%} of its size"
-    return [Finding("accumulation", WARNING, value, reason, f"a number that divides {case.steps.batches_per_process}")]
+    count = case.steps.batches_per_process
+    change = {"gradient_accumulation_steps": max(one for one in range(1, full + 1) if count % one == 0)}
+    return [Finding("accumulation", WARNING, value, reason, f"a number that divides {count}", change)]
 
 
 def _check_images(case):
@@ -493,8 +521,9 @@ def _check_images(case):
     reason = f"one update asks for {whole} (train_batch_size x gradient_accumulation_steps x processes)"
     if steps.num_examples < steps.train_batch_size * steps.num_processes:
         reason += ", and the processes' first batches already repeat some"
-    cure = f"a train_batch_size of at most {max(steps.num_examples // (whole // steps.train_batch_size), 1)}, or more pictures"
-    return [Finding("images", WARNING, value, reason, cure)]
+    batch = max(steps.num_examples // (whole // steps.train_batch_size), 1)
+    cure = f"a train_batch_size of at most {batch}, or more pictures"
+    return [Finding("images", WARNING, value, reason, cure, {"train_batch_size": batch})]
 
 
 @dataclass(frozen=True)
@@ -550,7 +579,8 @@ def _check_noise(case):
         reason = (
             "with match_diffusers every process draws the same noise and timesteps (D4): less variety than it seems"
         )
-        return [Finding("noise of each process", WARNING, value, reason, "leave out match_diffusers")]
+        change = {"match_diffusers": False}
+        return [Finding("noise of each process", WARNING, value, reason, "leave out match_diffusers", change)]
     return [Finding("noise of each process", FINE, value, "each process draws its own")]
 
 
@@ -559,7 +589,8 @@ def _check_clipping_asked(case):
     value = f"max_grad_norm {config.max_grad_norm:g}"
     if config.match_diffusers and config.max_grad_norm:
         reason = "with match_diffusers clipping is handed an exhausted iterator and does nothing (D1)"
-        return [Finding("clipping", WARNING, value, reason, "leave out match_diffusers, or max_grad_norm 0")]
+        cure = "leave out match_diffusers, or max_grad_norm 0"
+        return [Finding("clipping", WARNING, value, reason, cure, {"match_diffusers": False})]
     return [
         Finding("clipping", FINE, value, "gradients are clipped" if config.max_grad_norm else "no clipping asked for")
     ]
@@ -599,12 +630,8 @@ def _check_output(case):
     ]
 
 
-CHECKS = (  # the check, and what must be known for it
-    (_check_trainable, ("unet",)),
-    (_check_dtype, ("unet",)),
-    (_check_parameter_list, ("parameters",)),
-    (_check_gradient_checkpointing, ("unet",)),
-    (_check_8bit, ("unet",)),
+NUMBER_CHECKS = (  # the check, and what must be known for it
+    (_check_8bit, ("shapes",)),
     (_check_learning_rate, ()),
     (_check_warmup, ("steps",)),
     (_check_restarts, ()),
@@ -612,9 +639,16 @@ CHECKS = (  # the check, and what must be known for it
     (_check_scheduler, ("steps",)),
     (_check_accumulation, ("steps",)),
     (_check_images, ("steps",)),
-    (_check_precision, ()),
     (_check_noise, ()),
     (_check_clipping_asked, ()),
+)
+CHECKS = (
+    (_check_trainable, ("unet",)),
+    (_check_dtype, ("unet",)),
+    (_check_parameter_list, ("parameters",)),
+    (_check_gradient_checkpointing, ("unet",)),
+    *NUMBER_CHECKS,
+    (_check_precision, ()),
     (_check_output, ()),
 )
 

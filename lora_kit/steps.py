@@ -117,6 +117,20 @@ class Steps:
         """The warm-up in scheduler steps, num_processes for each update."""
         return self.lr_warmup_steps * self.num_processes
 
+    def passed(self, update):
+        """What has passed when update `update` begins (0 is the first), a dict: updates; micro_steps, of each process;
+        epochs, a float; images, over all processes, repeated ones counted."""
+        epoch, inside = divmod(update, self.updates_per_epoch)
+        inside = min(inside * self.gradient_accumulation_steps, self.batches_per_process)
+        whole = epoch * self.batches_per_process
+        size = self.train_batch_size * self.num_processes
+        # several processes fill up their last batch with pictures from the start; one leaves it small
+        images = (whole + inside) * size
+        if self.num_processes == 1:
+            images = epoch * self.num_examples + min(inside * size, self.num_examples)
+        epochs = epoch + inside / self.batches_per_process
+        return dict(updates=update, micro_steps=whole + inside, epochs=epochs, images=images)
+
     def rows(self):
         """The arithmetic as (quantity, value, how it comes about), for a table."""
         total = "max_train_steps" if self.max_train_steps else f"{self.num_train_epochs} x {self.updates_per_epoch}"

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from lora_kit import doctor
 from lora_kit.checkpoints import seal
 from lora_kit.config import ConfigWarning, TrainingConfig
-from lora_kit.doctor import ERROR, FINE, WARNING, Watch, examine
+from lora_kit.doctor import ERROR, FINE, WARNING, Watch, examine, examine_settings
 from lora_kit.models import load_models
 from lora_kit.parameters import add_lora
 from lora_kit.steps import Steps
@@ -418,8 +418,65 @@ def test_table_and_records():
     page = findings._repr_html_()
     assert page.count("<tr>") == len(findings) + 1 and "✗ error" in page and 'href="03_schedules.ipynb#' in page
     record = findings.records()[0]
-    assert list(record) == ["check", "status", "value", "reason", "cure", "link"]
+    assert list(record) == ["check", "status", "value", "reason", "cure", "change", "link"]
     assert json.loads(json.dumps(record)) == record
+
+
+NUMBERS = [case for case in CASES if set(case[1]) <= {"num_processes"}]
+
+
+@pytest.mark.parametrize("case", NUMBERS, ids=str)
+def test_a_cure_that_is_a_change_of_settings_cures(case):
+    settings, options, check, status, _ = case
+    (sick,) = [one for one in found(check, SOUND | settings, **options) if one.status == status]
+    if sick.change is None:
+        assert check not in (
+            "warm-up",
+            "restarts",
+            "learning rate",
+            "8-bit Adam",
+            "polynomial",
+            "accumulation",
+            "images",
+        )
+        return
+    changed = SOUND | settings | sick.change
+    if sick.change.get("lr_warmup_steps"):
+        assert changed["lr_warmup_steps"] < 100
+    assert [one for one in found(check, changed, **options) if one.status != FINE] == []
+
+
+@pytest.mark.parametrize("case", NUMBERS, ids=str)
+def test_the_numbers_alone_say_the_same(case):
+    settings, options, check, _, _ = case
+    unet = loaded_unet()
+    add_lora(unet, rank=4)
+    shapes = [tuple(one.shape) for one in unet.parameters() if one.requires_grad]
+    alone = examine_settings(SOUND | settings, 400, options.get("num_processes", 1), shapes)
+    names = {one.check for one in alone}
+    whole = examine(SOUND | settings, options.get("num_processes", 1), 400, unet=unet)
+    if check in ("LoRA dtype", "precision"):
+        assert check not in names
+    assert list(alone) == [one for one in whole if one.check in names]
+    assert check in names or check in (
+        "LoRA dtype",
+        "precision",
+        "trainable parameters",
+        "data",
+        "base model",
+        "output folder",
+    )
+
+
+def test_the_numbers_alone_need_no_torch():
+    code = (
+        "import sys; from lora_kit.doctor import examine_settings; "
+        "found = examine_settings(dict(style='outlined', learning_rate=1e-3, lr_scheduler='cosine', lr_warmup_steps=500,"
+        " max_train_steps=300, use_8bit_adam=True), 400, 4, [(4, 96), (96, 4)]); "
+        "assert found[0].change == {'lr_warmup_steps': 30} and len(found) >= 8; "
+        "assert not {'torch', 'numpy', 'accelerate', 'diffusers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 def run_doctor(*argv):

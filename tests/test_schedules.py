@@ -3,10 +3,20 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from diffusers.optimization import get_scheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_steps import real_run, runs_of_two_processes, steps_of
 
 from lora_kit.config import IGNORES_WARMUP, LR_SCHEDULERS, TrainingConfig
-from lora_kit.schedules import applied_learning_rates, make_scheduler, scheduler_step_rules
+from lora_kit.schedules import (
+    applied_learning_rates,
+    learning_rates,
+    make_scheduler,
+    schedule_factor,
+    scheduler_step_rules,
+)
 from lora_kit.steps import Steps
 
 EPOCHS = (20, 2, 2, 2, None)  # 10 updates in one process, 6 in two
@@ -198,3 +208,44 @@ def test_rates_are_those_that_training_records(tmp_path):
     recorded = [record["lr"] for record in records if "update" in record]
     assert recorded == applied_learning_rates(made, Steps.of(made, 6)).tolist()
     assert (recorded[0], max(recorded), len(set(recorded))) == (0, 4e-4, 6)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    name=st.sampled_from(LR_SCHEDULERS),
+    warmup=st.integers(0, 300),
+    total=st.integers(1, 300),
+    steps=st.lists(st.integers(0, 700), min_size=1, max_size=30),
+    cycles=st.integers(1, 9),
+    power=st.floats(0.1, 5),
+    peak=st.floats(1e-6, 1.0),
+)
+def test_the_formula_is_the_librarys_bit_for_bit_before_and_after_the_end(
+    name, warmup, total, steps, cycles, power, peak
+):
+    rules = "1:30,0.5:100,0.25" if name == "piecewise_constant" else None
+    told = dict(num_warmup_steps=warmup, num_training_steps=total, num_cycles=cycles, power=power, step_rules=rules)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
+    factor = get_scheduler(name, optimizer, **told).lr_lambdas[0]
+    if name == "polynomial" and warmup == total:
+        steps = [step for step in steps if step != total]  # there it divides by 0, as the library does
+    assert [schedule_factor(name, step, peak=peak, **told) for step in steps] == [factor(step) for step in steps]
+
+
+def test_polynomial_divides_by_zero_where_the_library_does():
+    with pytest.raises(ZeroDivisionError):
+        schedule_factor("polynomial", 10, num_warmup_steps=10, num_training_steps=10)
+
+
+def test_a_name_that_is_no_schedule_is_named():
+    with pytest.raises(ValueError, match="'cosin' is not one"):
+        schedule_factor("cosin", 1, num_training_steps=2)
+
+
+@pytest.mark.parametrize("num_processes", [1, 3])
+@pytest.mark.parametrize(("sizes", "chosen"), CASES)
+def test_rates_without_torch_are_the_applied_ones(sizes, chosen, num_processes):
+    made = config(**chosen, max_train_steps=12)
+    steps = Steps.of(made, 20, num_processes)
+    updates = range(20)
+    assert learning_rates(made, steps, updates) == applied_learning_rates(made, steps, updates).tolist()

@@ -61,22 +61,24 @@ def real_run(combination, settings=None):
     else:
         scheduler = make_scheduler(optimizer, config, Steps.of(config, num_examples, accelerator.num_processes))
     loader = torch.utils.data.DataLoader(torch.ones(num_examples, 1), batch_size=train_batch_size, shuffle=True)
-    seen = {"batches": len(loader), "rates": [], "micro_steps": [], "epochs": 0}
+    seen = {"batches": len(loader), "rates": [], "micro_steps": [], "images": [], "epochs": 0}
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     seen["batches_per_process"] = len(loader)
     seen["num_processes"] = accelerator.num_processes
     wanted = max_train_steps or 10**9
     while len(seen["rates"]) < wanted and (max_train_steps or seen["epochs"] < num_train_epochs):
         seen["epochs"] += 1
-        micro_steps = 0
+        micro_steps = images = 0
         for batch in loader:
             with accelerator.accumulate(model):
                 micro_steps += 1
+                images += len(batch)
                 accelerator.backward(model(batch).mean())
                 if accelerator.sync_gradients:
                     seen["rates"].append(optimizer.param_groups[0]["lr"])
                     seen["micro_steps"].append(micro_steps)
-                    micro_steps = 0
+                    seen["images"].append(images)
+                    micro_steps = images = 0
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
@@ -155,6 +157,12 @@ def test_against_accelerate(run, combination, num_processes):
     per_epoch, accumulation = steps.updates_per_epoch, steps.gradient_accumulation_steps
     expected = [accumulation] * (per_epoch - 1) + [steps.micro_steps_in_last_update]
     assert seen["micro_steps"] == (expected * steps.epochs)[: steps.total_updates]
+    for update in range(steps.total_updates + 1):
+        passed = steps.passed(update)
+        assert passed["updates"] == update
+        assert passed["micro_steps"] == sum(seen["micro_steps"][:update])
+        assert passed["images"] == sum(seen["images"][:update]) * num_processes
+        assert passed["epochs"] == pytest.approx(passed["micro_steps"] / steps.batches_per_process)
 
 
 def test_by_hand_one_process():
