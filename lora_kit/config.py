@@ -35,6 +35,12 @@ MATCHED_DEFECTS = (  # what match_diffusers brings back, as --help and the READM
 )
 
 
+OWN_SETTINGS = (  # what diffusers' script has no flag for
+    "style", "target_modules", "lora_alpha", "lr_num_cycles", "lr_power", "lr_step_rules", "match_diffusers", "no_cache",
+    "attention", "channels_last", "torch_compile",
+)  # fmt: skip
+
+
 class ConfigWarning(UserWarning):
     """A setting that is legal but out of the ordinary, or that another setting makes idle."""
 
@@ -222,23 +228,35 @@ class TrainingConfig:
         """The rate that the optimizer is given: learning_rate, times `total_batch_size` where scale_lr is set."""
         return self.learning_rate * (self.total_batch_size(num_processes) if self.scale_lr else 1)
 
+    def changes(self, matched=None):
+        """The settings that differ from their defaults, as a dict in the order of the fields.
+
+        matched: from the defaults of diffusers' script, where they are others; left out: as match_diffusers says.
+        """
+        others = MATCHED_DEFAULTS if (self.match_diffusers if matched is None else matched) else {}
+        defaults = {one.name: others.get(one.name, one.default) for one in dataclasses.fields(self)}
+        return {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
+
     def to_argv(self):
         """The command line that gives this configuration: the flags that differ from their defaults."""
-        argv = []
-        for one in dataclasses.fields(self):
-            value = getattr(self, one.name)
-            default = MATCHED_DEFAULTS.get(one.name, one.default) if self.match_diffusers else one.default
-            if value == default or value is None:
-                continue
-            if str(value).startswith("-"):  # apart, it would be read as a flag
-                argv.append(f"--{one.name}={value}")
-                continue
-            argv.append(f"--{one.name}")
-            if isinstance(value, tuple):
-                argv.extend(value)
-            elif not isinstance(value, bool):
-                argv.append(str(value))
-        return argv
+        return flags(self.changes())
+
+
+def flags(settings):
+    """A dict of settings as the words of a command line; None is left out."""
+    argv = []
+    for name, value in settings.items():
+        if value is None or value is False:
+            continue
+        if str(value).startswith("-"):  # apart, it would be read as a flag
+            argv.append(f"--{name}={value}")
+            continue
+        argv.append(f"--{name}")
+        if isinstance(value, tuple):
+            argv.extend(value)
+        elif value is not True:
+            argv.append(str(value))
+    return argv
 
 
 _generated_init = TrainingConfig.__init__

@@ -10,6 +10,7 @@ import pytest
 from lora_kit.config import (
     LR_SCHEDULERS,
     MATCHED_DEFECTS,
+    OWN_SETTINGS,
     ConfigWarning,
     TrainingConfig,
     build_parser,
@@ -77,6 +78,7 @@ def test_every_flag_of_the_reference_is_a_field():
     fields = {one.name for one in dataclasses.fields(TrainingConfig)}
     assert len(REFERENCE_FLAGS) == len(set(REFERENCE_FLAGS)) == 51
     assert fields == {*REFERENCE_FLAGS, *OWN_FLAGS}
+    assert set(OWN_SETTINGS) == OWN_FLAGS
 
 
 def test_defaults():
