@@ -1,216 +1,410 @@
-import math
-import shlex
+import dataclasses
+import html
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
+import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
+from hypothesis import given, settings
+from test_commands import changes as any_changes
 
-from lora_kit.config import LR_SCHEDULERS, TrainingConfig, parse_args
-from lora_kit.explore import LINE, explorer, summarize, svg_learning_rates
-from lora_kit.schedules import applied_learning_rates
-from lora_kit.steps import Steps
-
-SVG = "{http://www.w3.org/2000/svg}"
-RULES = "1:100,0.1:200,0.01"
-
-
-def settings(**changes):
-    base = dict(style="outlined", learning_rate=1e-3, train_batch_size=4, num_train_epochs=12, lr_scheduler="cosine")
-    base |= changes
-    if base["lr_scheduler"] == "piecewise_constant":
-        base["lr_step_rules"] = RULES
-    return base
-
-
-@pytest.mark.parametrize("num_processes", [1, 4])
-@pytest.mark.parametrize("lr_scheduler", LR_SCHEDULERS)
-def test_summary_equals_steps_and_rates(lr_scheduler, num_processes):
-    config = TrainingConfig(**settings(lr_scheduler=lr_scheduler))
-    steps = Steps.of(config, 400, num_processes)
-    summary = summarize(config, 400, num_processes)
-    assert summary["errors"] == [] and summary["warnings"] == []
-    assert summary["steps"] == steps.rows()
-    assert summary["total_updates"] == steps.total_updates == 1200 // num_processes
-    assert summary["updates"][0] == 0 and summary["updates"][-1] == steps.total_updates - 1
-    assert len(summary["updates"]) <= 400
-    every = applied_learning_rates(config, steps)
-    np.testing.assert_array_equal(summary["rates"], every[summary["updates"]])
-
-
-def test_every_update_of_a_short_run_is_there():
-    summary = summarize(settings(num_train_epochs=1), 400)
-    assert summary["updates"] == list(range(100))
-
-
-@pytest.mark.parametrize("num_examples", [1, 4, 5, 8])
-def test_the_shortest_runs(num_examples):
-    summary = summarize(settings(num_train_epochs=1), num_examples)
-    assert summary["updates"] == list(range(math.ceil(num_examples / 4)))
-    ElementTree.fromstring(svg_learning_rates(summary))
-
-
-def test_the_end_of_the_warmup_is_among_the_samples_of_a_long_run():
-    summary = summarize(settings(lr_warmup_steps=1237, max_train_steps=100_000), 400)
-    assert len(summary["updates"]) <= 400
-    assert max(summary["rates"]) == summary["rates"][summary["updates"].index(1237)] == 1e-3
-
-
-def test_a_dict_and_a_config_say_the_same():
-    assert summarize(settings(), 400, 2) == summarize(TrainingConfig(**settings()), 400, 2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (dict(lr_warmup_steps=5000), ["lr_warmup_steps 5000", "1200 updates"]),
-        (dict(lr_warmup_steps=500, max_train_steps=300), ["lr_warmup_steps 500", "300 updates"]),
-        (dict(lr_scheduler="cosin"), ["'cosin'", "'cosine'"]),
-        (dict(learning_rate=-1.0), ["learning_rate -1.0"]),
-        (dict(lr_shceduler="linear"), ["'lr_shceduler'", "'lr_scheduler'"]),
-    ],
+from lora_kit.commands import read, write
+from lora_kit.config import LR_SCHEDULERS, ConfigWarning, TrainingConfig
+from lora_kit.drawing import svg_learning_rates
+from lora_kit.explore import (
+    GROUPS,
+    RULES,
+    TARGET_SETS,
+    command_html,
+    explorer,
+    findings_html,
+    memory_html,
+    picture_html,
+    running_html,
+    runs_html,
+    steps_html,
 )
-def test_what_cannot_work_is_an_error_in_words(changes, words):
-    summary = summarize(settings(**changes), 400)
-    (error,) = summary["errors"]
-    assert [word for word in words if word not in error] == []
-    assert summary["rates"] == [] and summary["command"] == ""
-    assert svg_learning_rates(summary) == ""
+from lora_kit.presets import PRESETS
+from lora_kit.rosetta import TRAINERS
+from lora_kit.summary import summarize
+
+START = dict(style="outlined", learning_rate=1e-3, lr_scheduler="cosine", train_batch_size=4, num_train_epochs=12)
 
 
-@pytest.mark.parametrize(
-    ("changes", "num_processes", "word"),
-    [
-        (dict(learning_rate=0.5), 1, "outside 1e-05..0.01"),
-        (dict(lr_scheduler="constant", lr_warmup_steps=100), 1, "ignores lr_warmup_steps 100"),
-        (dict(scale_lr=True), 4, "scale_lr makes the rate 0.016"),
-        (dict(gradient_accumulation_steps=8), 1, "4 of 8 micro-steps"),
-    ],
-)
-def test_what_is_odd_is_a_warning_and_raises_none(changes, num_processes, word, recwarn):
-    summary = summarize(settings(**changes), 400, num_processes)
-    assert [one for one in summary["warnings"] if word in one]
-    assert len(summary["warnings"]) == 1 and summary["rates"]
-    assert not recwarn.list
+def shown(page):
+    """What the page shows is what the pure functions make of its state."""
+    state = page.state
+    summary = summarize(state.settings, state.num_examples, state.num_processes, state.trainers, state.cursor)
+    assert page.summary == summary
+    cursor = state.cursor if summary["curves"] else None
+    wanted = dict(
+        picture=picture_html(summary, state.axis, state.log, cursor, state.pinned),
+        findings=findings_html(summary),
+        steps=steps_html(summary),
+        memory=memory_html(summary["memory"], state.settings.get("use_8bit_adam", False)),
+        command=command_html(summary, page.kind.value),
+    )
+    assert {name: page.parts[name].value for name in wanted} == wanted
+    return summary
 
 
-def test_command_line_gives_the_configuration_back():
-    config = TrainingConfig(**settings(output_dir="a folder", lr_warmup_steps=7, scale_lr=True))
-    alone, four = (shlex.split(summarize(config, 400, count)["command"]) for count in (1, 4))
-    assert alone[:3] == ["python", "-m", "lora_kit.training"]
-    assert four[:5] == ["accelerate", "launch", "--multi_gpu", "--num_processes", "4"]
-    start = four.index("lora_kit.training") + 1
-    assert parse_args(alone[3:]) == parse_args(four[start:]) == config
+def test_the_first_page():
+    page = explorer(num_examples=400)
+    summary = shown(page)
+    assert page.state.settings == START
+    assert summary["total_updates"] == 1200 and summary["errors"] == []
+    assert page.cursor.value == 600
+
+
+MOVES = [
+    ("learning_rate", 2e-3), ("lr_warmup_steps", 100), ("train_batch_size", 8), ("num_processes", 2),
+    ("gradient_accumulation_steps", 2), ("num_train_epochs", 30), ("scale_lr", True), ("lr_scheduler", "polynomial"),
+    ("lr_power", 3.0), ("lr_scheduler", "cosine_with_restarts"), ("lr_num_cycles", 5),
+    ("lr_scheduler", "piecewise_constant"), ("lr_step_rules", "1:10,0.5"), ("num_examples", 777), ("adam_beta1", 0.5),
+    ("adam_beta2", 0.99), ("adam_weight_decay", 0.1), ("adam_epsilon", 1e-6), ("max_grad_norm", 0.5), ("use_8bit_adam", True),
+    ("pretrained_model_name_or_path", "stabilityai/stable-diffusion-xl-base-1.0"), ("rank", 16),
+    ("target_modules", "to_q to_v"), ("mixed_precision", "bf16"), ("max_train_steps", 500),
+]  # fmt: skip
+
+
+def test_every_knob_changes_the_page():
+    page = explorer(num_examples=400)
+    assert {name for name, _ in MOVES} == set(page.knobs) == {name for names in GROUPS.values() for name in names}
+    before = None
+    for name, value in MOVES:
+        page.knobs[name].value = value
+        summary = shown(page)
+        parts = {name: part.value for name, part in page.parts.items()}
+        assert parts != before, name
+        assert summary["errors"] == [], name
+        before = parts
+    wanted = dict(dict(MOVES), style="outlined", target_modules=("to_q", "to_v"))
+    assert page.state.num_examples == wanted.pop("num_examples") == 777
+    assert page.state.num_processes == wanted.pop("num_processes") == 2
+    assert page.state.settings == wanted
+
+
+@pytest.mark.parametrize("name", [name for names in GROUPS.values() for name in names])
+def test_every_knob_has_a_sentence(name):
+    knob = explorer().knobs[name]
+    assert len(knob.tooltip) > 10 and knob.tooltip.endswith(".") and "\n" not in knob.tooltip
 
 
 @pytest.mark.parametrize("lr_scheduler", LR_SCHEDULERS)
-def test_svg_is_well_formed_and_has_a_text_alternative(lr_scheduler):
-    summary = summarize(settings(lr_scheduler=lr_scheduler), 400)
-    root = ElementTree.fromstring(svg_learning_rates(summary))
-    assert root.tag == f"{SVG}svg" and root.get("role") == "img"
-    assert root.find(f"{SVG}title").text == "Learning rate as applied"
-    assert root.find(f"{SVG}desc").text.startswith("1200 updates; the rate is 0.001 at update 0")
-    texts = [one.text for one in root.iter(f"{SVG}text")]
-    assert "optimizer update (0 is the first)" in texts and "learning rate" in texts
-    assert {"0", "0.001", "1000"} <= set(texts)
-    assert root.find(f"{SVG}rect") is None
+def test_knobs_that_the_schedule_ignores_are_grey_and_say_so(lr_scheduler):
+    page = explorer(lr_scheduler=lr_scheduler, lr_warmup_steps=50, lr_step_rules=RULES)
+    for name, knob in page.knobs.items():
+        reason = page.summary["ignored"].get(name, "")
+        assert knob.disabled == bool(reason), name
+        assert (reason in page.hints[name].value) if reason else not page.hints[name].value
+    assert page.knobs["lr_power"].disabled is (lr_scheduler != "polynomial")
 
 
-def test_svg_shades_the_warmup_and_stays_inside_its_frame():
-    summary = summarize(settings(lr_warmup_steps=300), 400)
-    root = ElementTree.fromstring(svg_learning_rates(summary))
-    shade, line = root.find(f"{SVG}rect"), root.find(f"{SVG}polyline")
-    points = [tuple(map(float, point.split(","))) for point in line.get("points").split()]
-    left, edge = float(shade.get("x")), float(shade.get("x")) + float(shade.get("width"))
-    assert points[0] == (left, 216.0)  # update 0, rate 0: where the axes meet
-    assert points[-1][0] == 616.0 and min(y for _, y in points) > 26
-    assert min(points, key=lambda point: point[1])[0] == pytest.approx(edge, abs=0.2)
-    assert "warm-up, 300 updates" in [one.text for one in root.iter(f"{SVG}text")]
+def test_max_train_steps_makes_epochs_idle_and_gives_way_at_0():
+    page = explorer(max_train_steps=300)
+    assert page.knobs["num_train_epochs"].disabled and page.summary["total_updates"] == 300
+    page.knobs["max_train_steps"].value = 0
+    assert not page.knobs["num_train_epochs"].disabled and page.summary["total_updates"] == 1200
+    shown(page)
 
 
-def luminance(colour):
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+def test_an_impossible_warm_up_is_drawn_said_and_mended():
+    page = explorer(num_examples=400, num_processes=4, lr_warmup_steps=500)
+    assert "error, warm-up" in page.parts["findings"].value and "lr_warmup_steps 500" in page.parts["findings"].value
+    assert "<svg" in page.parts["picture"].value and "No command" in page.parts["command"].value
+    assert page.mend.description == "Mend it: lr_warmup_steps 30" and not page.mend.disabled
+    page.mend.click()
+    assert page.knobs["lr_warmup_steps"].value == page.state.settings["lr_warmup_steps"] == 30
+    assert page.mend.disabled and shown(page)["errors"] == []
+    assert "--lr_warmup_steps 30" in page.parts["command"].value
 
 
-@pytest.mark.parametrize("background", ["#ffffff", "#111111"])
-def test_line_stands_out_on_light_and_dark(background):
-    dark, light = sorted((luminance(LINE), luminance(background)))
-    assert (light + 0.05) / (dark + 0.05) >= 3
-
-
-def test_moving_a_slider_changes_the_page():
-    box = explorer(num_examples=400)
-    seen = [box.view.value]
-    for name, value in (
-        ("learning_rate", 2e-3), ("lr_warmup_steps", 100), ("train_batch_size", 8), ("num_processes", 2),
-        ("gradient_accumulation_steps", 2), ("num_train_epochs", 30), ("scale_lr", True), ("lr_scheduler", "polynomial"),
-        ("lr_power", 3.0), ("lr_scheduler", "cosine_with_restarts"), ("lr_num_cycles", 5),
-        ("lr_scheduler", "piecewise_constant"), ("lr_step_rules", "1:10,0.5"),
-    ):  # fmt: skip
-        box.knobs[name].value = value
-        assert box.view.value not in seen, name
-        assert box.summary["errors"] == []
-        assert svg_learning_rates(box.summary) in box.view.value
-        seen.append(box.view.value)
-    wanted = dict(train_batch_size=8, gradient_accumulation_steps=2, num_train_epochs=30, scale_lr=True)
-    wanted |= dict(style="outlined", learning_rate=2e-3, lr_scheduler="piecewise_constant", lr_step_rules="1:10,0.5")
-    assert box.summary == summarize(wanted, 400, 2)
-
-
-def test_an_impossible_warmup_is_shown_and_goes_away():
-    box = explorer(num_examples=400, num_processes=4, lr_warmup_steps=500)
-    assert "Error:" in box.view.value and "lr_warmup_steps 500" in box.view.value and "<svg" not in box.view.value
-    box.knobs["lr_warmup_steps"].value = 30
-    assert "Error:" not in box.view.value and "<svg" in box.view.value
+def test_mending_goes_on_until_nothing_is_left():
+    page = explorer(
+        num_examples=30, num_processes=4, lr_warmup_steps=500, gradient_accumulation_steps=3, learning_rate=1e-3,
+        scale_lr=True, use_8bit_adam=True, lr_scheduler="cosine_with_restarts",
+    )  # fmt: skip
+    clicks = 0
+    while not page.mend.disabled:
+        page.mend.click()
+        clicks += 1
+        assert clicks < 12
+        shown(page)
+    assert clicks >= 4 and {one["status"] for one in page.summary["findings"]} == {"fine"}
 
 
 def test_what_a_reader_typed_is_escaped():
-    box = explorer(lr_scheduler="piecewise_constant", lr_step_rules="<b>1</b>")
-    assert "<b>1" not in box.view.value and "&lt;b&gt;1" in box.view.value
+    page = explorer(lr_scheduler="piecewise_constant", lr_step_rules="1:30,0.5")
+    page.knobs["lr_step_rules"].value = "<b>1</b>"
+    assert "<b>1" not in page.parts["findings"].value and "&lt;b&gt;1" in page.parts["findings"].value
+    page.pasted.value = "python -m lora_kit.training --<i>"
+    page.read.click()
+    assert "<i>" not in page.told.value and "&lt;i&gt;" in page.told.value
 
 
-@pytest.mark.parametrize("lr_scheduler", LR_SCHEDULERS)
-def test_knobs_that_the_schedule_ignores_are_disabled(lr_scheduler):
-    box = explorer(lr_scheduler=lr_scheduler, lr_warmup_steps=50)
-    live = {
-        "lr_warmup_steps": lr_scheduler not in ("constant", "piecewise_constant"),
-        "lr_num_cycles": lr_scheduler == "cosine_with_restarts",
-        "lr_power": lr_scheduler == "polynomial",
-        "lr_step_rules": lr_scheduler == "piecewise_constant",
+def test_axis_scale_and_cursor():
+    page = explorer(num_processes=2)
+    for axis in ("images", "epochs", "micro_steps", "updates"):
+        page.axis.value = axis
+        assert page.state.axis == axis
+        shown(page)
+    page.log.value = True
+    page.cursor.value = 123
+    summary = shown(page)
+    rate = summary["rates"][summary["updates"].index(123)]
+    assert f"as applied: {rate:.4g} at update 123" in page.parts["picture"].value
+    page.knobs["num_train_epochs"].value = 1  # 50 updates: the cursor goes to the last
+    assert (page.cursor.value, page.cursor.max, page.state.cursor) == (49, 49, 49)
+    shown(page)
+
+
+def test_pinned_curves_stay():
+    page = explorer()
+    first = page.summary["curves"][0]
+    page.pin.click()
+    page.knobs["lr_scheduler"].value = "linear"
+    page.pin.click()
+    page.knobs["learning_rate"].value = 5e-4
+    assert page.state.pinned[0] == ("pinned A: cosine, rate 0.001, rank 4", first)
+    assert [label for label, _ in page.state.pinned] == [
+        "pinned A: cosine, rate 0.001, rank 4", "pinned B: linear, rate 0.001, rank 4",
+    ]  # fmt: skip
+    shown(page)
+    picture = page.parts["picture"].value
+    assert picture.count("<polyline") == 3 and "pinned B" in picture
+    for _ in range(3):
+        page.pin.click()
+    assert len(page.state.pinned) == 3
+    page.unpin.click()
+    assert "pinned" not in page.parts["picture"].value and page.state.pinned == []
+
+
+def test_other_trainers_are_laid_over():
+    page = explorer(lr_scheduler="linear", lr_warmup_steps=100, num_processes=4)
+    page.trainers.value = tuple(TRAINERS)
+    shown(page)
+    for one in TRAINERS.values():
+        assert html.escape(one.name) in page.parts["picture"].value and one.source in page.parts["picture"].value
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_what_their_text_says(name):
+    page = explorer()
+    page.preset.value = name
+    found = read(PRESETS[name].text)
+    assert page.state.settings == found["settings"] | {
+        key: tuple(value) for key, value in found["settings"].items() if isinstance(value, list)
     }
-    for name, widget in box.knobs.items():
-        assert widget.disabled is not live.get(name, True), name
-    assert box.summary["errors"] == [] and box.summary["warnings"] == []
-    assert [name for name, on in live.items() if not on and name in box.summary["command"]] == []
+    assert (page.state.num_processes, page.state.num_examples) == (found["num_processes"], PRESETS[name].num_examples)
+    assert PRESETS[name].source in page.told.value
+    shown(page)
 
 
-def test_max_train_steps_makes_epochs_idle():
-    box = explorer(max_train_steps=300)
-    assert box.knobs["num_train_epochs"].disabled and box.summary["total_updates"] == 300
+def test_the_preset_of_notebook_5_is_that_notebook_s():
+    import json
+
+    notebook = json.loads((Path(__file__).parent.parent / "notebooks" / "05_train.ipynb").read_text())
+    (source,) = [
+        "".join(cell["source"]) for cell in notebook["cells"] if "config = TrainingConfig(" in "".join(cell["source"])
+    ]
+    names = dict(
+        MODEL="embedded", SIZE=64, OUT=Path("runs"), EMBEDDED=True, DEVICE="cpu", TrainingConfig=TrainingConfig
+    )
+    exec(source.split("num_pictures")[0], names)
+    theirs = dataclasses.replace(names["config"], output_dir="sd-model-finetuned-lora", report_to="tensorboard")
+    assert TrainingConfig(**{
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in read(PRESETS["embedded model (notebook 5)"].text)["settings"].items()
+    }) == theirs  # fmt: skip
+    from lora_kit.styles import load_style
+
+    assert PRESETS["embedded model (notebook 5)"].num_examples == len(load_style("outlined", "lora", size=64))
 
 
-def test_settings_without_a_slider_are_kept():
-    box = explorer(rank=8, style="blueprint")
-    assert "--rank 8" in box.summary["command"] and "--style blueprint" in box.summary["command"]
+def test_the_puzzle_never_leaves_its_warm_up_until_it_is_mended():
+    page = explorer()
+    page.preset.value = next(name for name in PRESETS if name.startswith("puzzle"))
+    assert max(page.summary["rates"]) < 0.8 * page.summary["peak"]
+    assert "never reaches its peak" in page.parts["findings"].value
+    assert "make 380 updates, not 1,500" in page.parts["picture"].value
+    page.mend.click()
+    assert max(page.summary["rates"]) == page.summary["peak"]
+    assert "--lr_warmup_steps 38" in page.parts["command"].value
+
+
+def config(**settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConfigWarning)
+        return TrainingConfig(**settings)
+
+
+PAGE = []
+
+
+@settings(max_examples=60, deadline=None)
+@given(changes=any_changes)
+def test_what_is_pasted_comes_out_again(changes):
+    page = PAGE[0] if PAGE else PAGE.append(explorer()) or PAGE[0]
+    made = config(**START | changes)
+    for name in ("accelerate", "python", "yaml"):
+        page.pasted.value = write(made, 3, 250)[name]
+        page.read.click()
+        assert "✓ Read" in page.told.value
+        assert (config(**page.state.settings), page.state.num_processes) == (made, 3)
+        if page.summary["commands"]:
+            assert page.summary["commands"] == write(made, 3, page.state.num_examples)
+        shown(page)
+
+
+def test_what_can_not_be_read_changes_nothing():
+    page = explorer()
+    before = dataclasses.replace(page.state)
+    for text, words in (
+        ("python -m lora_kit.training --lr_warmup_step 3", "did you mean --lr_warmup_steps"),
+        ("TrainingConfig(rank='four')", "rank 'four' is not a whole number"),
+        ("training: {ranks: 4}", "'ranks' is not a setting"),
+        ("", "nothing to read"),
+    ):
+        page.pasted.value = text
+        page.read.click()
+        assert "✗ Not read" in page.told.value and words in page.told.value.replace("&#x27;", "'")
+        assert page.state == before
+        shown(page)
+
+
+def test_usual_sets_of_target_modules():
+    page = explorer()
+    assert page.sets.value == "attention"
+    page.sets.value = "everything"
+    assert page.state.settings["target_modules"] == tuple(TARGET_SETS["everything"].split())
+    page.knobs["target_modules"].value = "to_q"
+    assert page.sets.value == "as typed above"
+    page.knobs["target_modules"].value = "to_qq"
+    assert "no module matched &#x27;to_qq&#x27;" in page.parts["findings"].value
+    shown(page)
+
+
+@pytest.mark.parametrize(
+    ("name", "reported", "meant"),
+    [
+        ("adam_beta1", 0.9000000000000001, 0.9), ("adam_beta1", 0.8200000000000001, 0.82), ("lr_power", 1.0000000000000002, 1.0),
+        ("learning_rate", 10**-3.0000000000000004, 1e-3), ("learning_rate", 10**-3.05, 8.91e-4), ("adam_epsilon", 10**-7.7, 2e-8),
+        ("learning_rate", 1.23456e-3, 1.23456e-3), ("max_grad_norm", 0.30000000000000004, 0.3),
+    ],
+)  # fmt: skip
+def test_a_slider_s_number_is_the_one_that_was_meant(name, reported, meant):
+    page = explorer(lr_scheduler="polynomial", learning_rate=1e-3)
+    page.knobs[name].value = reported
+    fallback = {"adam_beta1": 0.9, "lr_power": 1.0, "adam_epsilon": 1e-8, "max_grad_norm": 1.0}
+    assert page.state.settings.get(name, fallback.get(name)) == meant
+    shown(page)
+
+
+def test_settings_without_a_knob_are_kept():
+    page = explorer(snr_gamma=5.0, style="blueprint", seed=3)
+    text = page.parts["command"].value
+    assert "--snr_gamma 5.0" in text and "--style blueprint" in text and "--seed 3" in text
 
 
 def test_values_beyond_the_sliders_are_not_cut():
-    box = explorer(train_batch_size=64, lr_warmup_steps=2000, num_train_epochs=500, learning_rate=1e-7, lr_power=9.0)
-    assert (box.knobs["train_batch_size"].value, box.knobs["lr_warmup_steps"].value) == (64, 2000)
-    assert (box.knobs["num_train_epochs"].value, box.knobs["lr_power"].value) == (500, 9.0)
-    assert box.knobs["learning_rate"].value == 1e-7
+    page = explorer(
+        train_batch_size=64, lr_warmup_steps=2000, num_train_epochs=500, learning_rate=1e-9, lr_power=9.0,
+        adam_epsilon=0.5, adam_weight_decay=3.0, adam_beta2=0.5, rank=1000,
+    )  # fmt: skip
+    for name, value in dict(
+        train_batch_size=64, lr_warmup_steps=2000, num_train_epochs=500, learning_rate=1e-9, lr_power=9.0,
+        adam_epsilon=0.5, adam_weight_decay=3.0, adam_beta2=0.5, rank=1000,
+    ).items():  # fmt: skip
+        assert page.knobs[name].value == page.state.settings[name] == value
 
 
-def test_a_value_that_no_run_could_have_is_named():
-    with pytest.raises(ValueError, match="'cosin' is unknown; did you mean 'cosine'"):
-        explorer(lr_scheduler="cosin")
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        (dict(lr_scheduler="cosin"), ValueError, "'cosin' is unknown; did you mean 'cosine'"),
+        (dict(rank=2.5), ValueError, "rank 2.5"),
+        (dict(lr_shceduler="linear"), TypeError, "'lr_shceduler' is not a setting"),
+    ],
+)
+def test_a_value_that_no_run_could_have_is_named(wrong, error, words):
+    with pytest.raises(error, match=words):
+        explorer(**wrong)
 
 
-def test_import_is_light():
-    code = "import sys, lora_kit.explore; assert not {'torch', 'ipywidgets', 'diffusers'} & sys.modules.keys()"
+def test_only_the_embedded_model_can_be_trained_here():
+    page = explorer()
+    assert not page.train.disabled and page.stop.disabled
+    page.knobs["pretrained_model_name_or_path"].value = "stabilityai/stable-diffusion-2-1"
+    assert page.train.disabled and page.sweep.disabled and "Only the embedded model" in page.running.value
+    page.knobs["pretrained_model_name_or_path"].value = "embedded"
+    page.knobs["lr_warmup_steps"].value = 1000
+    assert not page.train.disabled
+    page.knobs["num_train_epochs"].value = 1
+    assert page.train.disabled
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.slow
+def test_train_stop_train_again_and_sweep(quick):
+    page = explorer(num_examples=399, train_batch_size=2, learning_rate=1e-3)
+    page.length.value = 10
+    page.train.click()
+    assert page.train.disabled and not page.stop.disabled
+    page.following.join(120)
+    runs = page.parts["runs"].value
+    assert "1 done" in page.running.value and "10 of 10 updates" in page.running.value
+    assert runs.count("<svg") == 4 and "data:image/png;base64" in runs and "cosine, rate 0.001, rank 4" in runs
+    assert not page.train.disabled and page.stop.disabled
+    page.length.value = 400
+    page.train.click()
+    page.stop.click()
+    page.following and page.following.join(60)
+    assert "1 stopped" in page.running.value
+    page.length.value = 10
+    page.rates.value, page.ranks.value = "1e-4, 1e-3", "1 4"
+    page.sweep.click()
+    page.following.join(240)
+    assert "4 done" in page.running.value and page.parts["runs"].value.count("★") == 2  # in the title and at the lowest
+    page.rates.value = "fast"
+    page.sweep.click()
+    assert "✗" in page.running.value and "fast" in page.running.value
+    page.clear.click()
+    assert page.parts["runs"].value == "" and page.trials is None
+
+
+def test_progress_of_runs_as_html():
+    one = dict(
+        state="running", total_updates=10, updates=[0, 1], loss=[1.0, 0.5], lr=[0.0, 1e-3], grad_norm=[2.0, None]
+    )
+    one |= dict(fixed=[(0, 1.0)], samples=[], error=None, seconds=1.0)
+    other = one | dict(state="failed", error="ValueError: <no>", updates=[], loss=[], lr=[], grad_norm=[], fixed=[])
+    progress = dict(running=True, trials={"learning_rate 0.001, rank 4": one, "b": other})
+    text = running_html(progress)
+    assert "2 of 20 updates; runs: 1 running, 1 failed" in text and "&lt;no&gt;" in text
+    assert runs_html(progress).count("<svg") == 4
+    assert "…" in runs_html(progress, ([4], [1e-3]))
+    assert "★ 1.0000" in runs_html(
+        dict(progress, trials={"learning_rate 0.001, rank 4": one | dict(state="done")}), ([4], [1e-3])
+    )
+
+
+def test_needs_no_torch():
+    code = (
+        "import sys; from lora_kit.explore import explorer; page = explorer(); page.knobs['rank'].value = 8; "
+        "assert '--rank 8' in page.parts['command'].value; "
+        "assert not {'torch', 'numpy', 'accelerate', 'diffusers'} & sys.modules.keys()"
+    )
     root = Path(__file__).resolve().parent.parent
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=root)
+    light = "import sys, lora_kit.explore; assert 'ipywidgets' not in sys.modules"
+    subprocess.run([sys.executable, "-c", light], check=True, timeout=60, cwd=root)
+
+
+def test_the_picture_is_the_drawing_s():
+    page = explorer(lr_warmup_steps=100)
+    assert svg_learning_rates(page.summary, cursor=600) in page.parts["picture"].value
