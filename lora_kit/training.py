@@ -37,21 +37,24 @@ class TrainingResult:
     loss: float
 
 
-def train(config, progress=True, on_start=None, on_ready=None):
+def train(config, progress=True, on_start=None, on_ready=None, on_update=None):
     """Train a LoRA as `config` (a `TrainingConfig`) says, in this process and, where a launcher started more, with them.
 
     progress: draw a progress bar on stderr (main process of each machine). on_start: called with the Accelerator before
-    any heavy work; it may raise to stop the run. on_ready: called with the UNet before the first update. Returns a
-    `TrainingResult` on every process. Raises ValueError for settings that can't work with this data set or machine, for
-    a checkpoint that can't be gone on with, and where another run writes into output_dir. Leaves no Accelerator state behind
-    where it ran in one process, so that a later cell can launch several.
+    any heavy work; it may raise to stop the run. on_ready: called with the UNet before the first update. on_update: called
+    on the main process after each update, with the number of updates done and the UNet; it may evaluate the UNet and draw
+    from torch's generators without changing the run, whose seconds count it.
+
+    Returns a `TrainingResult` on every process. Raises ValueError for settings that can't work with this data set or
+    machine, for a checkpoint that can't be gone on with, and where another run writes into output_dir. Leaves no
+    Accelerator state behind where it ran in one process, so that a later cell can launch several.
     """
     from accelerate.state import AcceleratorState
 
     if "WORLD_SIZE" not in os.environ:
         AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        return _Run(config, progress, on_start, on_ready).run()
+        return _Run(config, progress, on_start, on_ready, on_update).run()
     finally:
         if "WORLD_SIZE" not in os.environ:
             AcceleratorState._reset_state(reset_partial_state=True)
@@ -159,8 +162,9 @@ def save_lora(unet, folder, as_script=False):
 class _Run:
     """One run. The methods stand in the order in which `run` calls them."""
 
-    def __init__(self, config, progress, on_start, on_ready=None):
-        self.config, self.progress, self.on_start, self.on_ready = config, progress, on_start, on_ready
+    def __init__(self, config, progress, on_start, on_ready=None, on_update=None):
+        self.config, self.progress = config, progress
+        self.on_start, self.on_ready, self.on_update = on_start, on_ready, on_update
         self.output_dir = Path(config.output_dir)
 
     def run(self):
@@ -545,12 +549,23 @@ class _Run:
                 bar.set_postfix(loss=f"{loss_value:.3f}", lr=f"{lr:.2e}")
                 if self.update % config.checkpointing_steps == 0:
                     self.checkpoint()
+                if self.on_update and accelerator.is_main_process:
+                    self.tell_update()
                 if self.update >= steps.total_updates:
                     break
             if accelerator.is_main_process and config.validation_prompt and epoch % config.validation_epochs == 0:
                 self.validate(epoch)
         bar.close()
         return loss_value, time.perf_counter() - began
+
+    def tell_update(self):
+        """Call on_update so that the run goes on as if it had not been: mode and global generators are put back."""
+        import torch
+
+        device = self.accelerator.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self.on_update(self.update, self.accelerator.unwrap_model(self.unet))
+        self.unet.train()
 
     def micro_step_loss(self, batch, micro_step):
         import torch
