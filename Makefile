@@ -3,12 +3,14 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+BROWSER := $(VENV)/browser-ready
+WIDGETS7 := .venv-widgets7
 
 # Two processes on few cores: OpenMP's threads sleep while they wait instead of spinning.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help tutorial test lab format lock clean
+.PHONY: help tutorial test lab explorer format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -20,7 +22,7 @@ tutorial: $(READY) ## run every notebook; copies, HTML and pictures go to build/
 # All four checks always happen, and each one fails the target.
 test: export HF_HUB_OFFLINE = 1
 test: export LORA_KIT_OUTPUT_DIR = $(CURDIR)/build/test-runs
-test: $(READY) ## style, unit tests, every notebook
+test: $(READY) $(BROWSER) $(WIDGETS7)/ready ## style, unit tests, every notebook
 	@echo "Checking style, then the tests, then every notebook; under 15 minutes in all."
 	@status=0; \
 	$(BIN)/ruff check || status=1; \
@@ -32,6 +34,10 @@ test: $(READY) ## style, unit tests, every notebook
 lab: $(READY) ## open the notebooks in JupyterLab
 	@echo "Opening JupyterLab; Ctrl-C here ends it."
 	@$(BIN)/jupyter lab notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)
+
+explorer: $(READY) ## open the explorer alone, as a page; NO_BROWSER=1 only says where it is
+	@echo "Opening the explorer; Ctrl-C here ends it."
+	@$(BIN)/voila scripts/explorer.ipynb --KernelManager.transport_encryption=auto $(if $(NO_BROWSER),--no-browser)
 
 format: $(READY) ## mend style where ruff can
 	@$(BIN)/ruff check --fix
@@ -52,9 +58,9 @@ lock: ## refresh requirements.lock from the ranges in pyproject.toml
 	@mv build/lock/requirements.lock requirements.lock
 	@echo "requirements.lock is new; 'make test' installs and tries it."
 
-clean: ## remove all that make made: .venv, build, caches
-	@echo "Removing .venv, build and caches."
-	@rm -rf $(VENV) build .pytest_cache .ruff_cache *.egg-info
+clean: ## remove all that make made: .venv, .venv-widgets7, build, caches
+	@echo "Removing .venv, .venv-widgets7, build and caches."
+	@rm -rf $(VENV) $(WIDGETS7) build .pytest_cache .ruff_cache *.egg-info
 	@find lora_kit notebooks scripts tests -name __pycache__ -prune -exec rm -rf {} + \
 	-o -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
@@ -72,4 +78,16 @@ $(READY): requirements.lock pyproject.toml
 	$$python -m venv $(VENV)
 	@$(BIN)/pip install -qq --disable-pip-version-check -r requirements.lock
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# The explorer is tested in a real browser, with the ipywidgets of the lock and with Colab's.
+$(BROWSER): tests/browser/chromium.py | $(READY)
+	@$(BIN)/python tests/browser/chromium.py
+	@touch $@
+
+$(WIDGETS7)/ready: tests/browser/widgets7.txt
+	@$(find-python); \
+	echo "Setting up $(WIDGETS7), half a minute."; \
+	$$python -m venv --clear $(WIDGETS7)
+	@$(WIDGETS7)/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps -r tests/browser/widgets7.txt
 	@touch $@

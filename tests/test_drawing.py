@@ -6,7 +6,9 @@ import pytest
 
 from lora_kit.config import LR_SCHEDULERS
 from lora_kit.drawing import (
+    LEFT,
     LOOKS,
+    RIGHT,
     html_heat_map,
     megabytes,
     rate_at,
@@ -62,7 +64,7 @@ def test_shades_the_warmup_and_stays_inside_its_frame():
     shade, points = root.find(f"{SVG}rect"), lines(svg)[LOOKS[0][0]]
     left, edge = float(shade.get("x")), float(shade.get("x")) + float(shade.get("width"))
     assert points[0] == (left, 230.0)  # update 0, rate 0: where the axes meet
-    assert left + (630 - left) * 1199 / 1200 == pytest.approx(points[-1][0], abs=0.1)
+    assert left + (RIGHT - left) * 1199 / 1200 == pytest.approx(points[-1][0], abs=0.1)
     assert min(points, key=lambda point: point[1])[0] == pytest.approx(edge, abs=0.2)
     assert min(y for _, y in points) > 30
     assert "warm-up, 300 updates" in texts(svg)
@@ -71,7 +73,7 @@ def test_shades_the_warmup_and_stays_inside_its_frame():
 def test_a_warm_up_longer_than_the_run_is_shaded_to_its_end_only():
     svg = svg_learning_rates(summary(lr_warmup_steps=5000))
     shade = ElementTree.fromstring(svg).find(f"{SVG}rect")
-    assert float(shade.get("x")) + float(shade.get("width")) == 630
+    assert float(shade.get("x")) + float(shade.get("width")) == RIGHT
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -81,7 +83,7 @@ def test_every_axis_places_updates_where_they_are(axis):
     run, expected = made["curves"]
     end = max(run["ends"][axis], expected["ends"][axis])
     for curve, (colour, _) in zip((run, expected), LOOKS, strict=False):
-        wanted = [76 + 554 * place / end for place in curve["passed"][axis]]
+        wanted = [LEFT + (RIGHT - LEFT) * place / end for place in curve["passed"][axis]]
         assert [x for x, _ in lines(svg)[colour]] == pytest.approx(wanted, abs=0.06)
     assert AXES[axis] in texts(svg)
 
@@ -175,9 +177,10 @@ def test_lines_of_runs():
     svg = svg_lines(
         [("a", [(0, 1.0), (10, 0.5)]), ("b <", [(0, 2.0), (5, None), (10, math.nan)])], "loss", "x", "y", 10
     )
-    assert {"a: 0.5", "loss", "x", "y"} <= set(texts(svg)) and "b &lt;" in svg
-    assert lines(svg)[LOOKS[0][0]][-1][0] == 630.0
-    assert svg_lines([("a", [])], "loss", "x", "y", 10) == ""
+    assert {"a: 0.5", "loss", "x", "0.6", "1.8"} <= set(texts(svg)) and "b &lt;" in svg
+    assert lines(svg)[LOOKS[0][0]][-1][0] == RIGHT
+    assert "0" in texts(svg_lines([("a", [(0, 1.0), (10, 1.1)])], "loss", "x", 10, from_zero=True))
+    assert svg_lines([("a", [])], "loss", "x", 10) == ""
 
 
 def test_heat_map():
@@ -204,6 +207,8 @@ def test_every_shade_of_the_heat_map_can_be_read(share):
 
 def test_numbers():
     assert ticks(1200) == [0, 500, 1000] and ticks(9) == [0, 2, 4, 6, 8]
+    assert ticks(1.24, low=1.13) == pytest.approx([1.14, 1.16, 1.18, 1.2, 1.22, 1.24])
+    assert ticks(3, low=-2) == [-2, -1, 0, 1, 2, 3]
     assert [short(one) for one in (0, 40, 1200, 2_500_000, 0.0002, 3e9)] == ["0", "40", "1,200", "2.5M", "0.0002", "3G"]
     assert [megabytes(one) for one in (6_377_472, 1_719_041_928, 372_700, 4_480, 448)] == [
         "6.38 MB", "1.72 GB", "0.373 MB", "4.48 kB", "448 B",

@@ -195,9 +195,9 @@ def test_what_adam_s_settings_mean():
     chosen = settings(adam_beta2=0.99, adam_weight_decay=0.5, lr_scheduler="constant", learning_rate=1e-3)
     rows = {name: value for name, value, _ in summarize(chosen, 400)["optimizer"]}
     left = math.prod([1 - 1e-3 * 0.5] * 1200)  # AdamW multiplies by 1 - rate x decay in each update
-    assert rows["a weight that no gradient moves keeps"] == f"{left:.2%}" == "54.87%"
+    assert rows["a weight without gradient keeps"] == f"{left:.2%}" == "54.87%"
     assert rows["their squares over about"] == "100 updates"
-    assert rows["an update moves a weight by at most about"] == "0.001"
+    assert rows["largest step of a weight, about"] == "0.001"
 
 
 def test_weight_decay_is_what_the_optimizer_does():

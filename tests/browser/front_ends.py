@@ -1,0 +1,145 @@
+"""What shows the explorer to people: JupyterLab and voila, each started as a server of its own, for a browser to open.
+
+The tests and benchmarks/explorer.py use it. "widgets7" is voila with ipywidgets 7.7, which is what Colab has.
+"""
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PYTHONS = {"jupyterlab": sys.executable, "voila": sys.executable, "widgets7": ROOT / ".venv-widgets7/bin/python"}
+EXPLORER = "from lora_kit.explore import explorer\n\nexplorer()"
+KEPT = ROOT / "build" / "browser"  # screenshots
+PICTURE = ".jupyter-widgets svg[role=img]"
+BROWSER_FLAGS = [
+    "--no-sandbox",  # which root and containers need
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # what a page wants from elsewhere is not there, at once
+]
+START = STOP = 60  # seconds
+SHOWN = 60_000  # milliseconds
+
+
+class FrontEnd:
+    """A running front end: `name`, `url`, and the `folder` whose notebooks it shows."""
+
+    def __init__(self, name, url, folder):
+        self.name, self.url, self.folder = name, url, folder
+        self._numbers = itertools.count()
+
+    def visit(self, page, code=EXPLORER):
+        """Open a fresh notebook with `code` as its one cell; voila also runs it, JupyterLab on `run`."""
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        path = self.folder / f"{next(self._numbers)}.ipynb"
+        nbformat.write(notebook, path)
+        if self.name == "jupyterlab":
+            page.goto(f"{self.url}/lab/tree/{path.name}?reset")
+            page.wait_for_function(
+                "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'",
+                timeout=SHOWN,
+            )
+        else:
+            page.goto(f"{self.url}/voila/render/{path.name}", timeout=SHOWN)
+
+    def run(self, page):
+        """JupyterLab: run all cells and wait for the end."""
+        page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+
+    def show(self, page, code=EXPLORER):
+        """Open a fresh notebook with `code` as its one cell, run it, and wait for the first picture; its locator."""
+        self.visit(page, code)
+        if self.name == "jupyterlab":
+            self.run(page)
+        picture = page.locator(PICTURE).first
+        picture.wait_for(timeout=SHOWN)
+        return picture
+
+
+def slider(page, label):
+    """The handle of the slider with this label, to be focused and moved with the arrow keys; ipywidgets 8 or 7."""
+    row = page.locator(".widget-slider, .widget-hslider").filter(has=page.get_by_text(label, exact=True))
+    return row.locator(".noUi-handle, .ui-slider-handle").first
+
+
+def _command(name, folder, port):
+    """The command line of the front end `name`, which shows the notebooks in `folder`."""
+    if not Path(PYTHONS[name]).exists():
+        raise FileNotFoundError(f"{PYTHONS[name]} is missing: `make test` sets it up")
+    if name == "jupyterlab":
+        settings = [
+            "jupyterlab",
+            f"--ServerApp.root_dir={folder}",
+            f"--ServerApp.port={port}",
+            "--ServerApp.ip=127.0.0.1",
+            "--ServerApp.port_retries=0",
+            "--ServerApp.allow_root=True",
+            "--IdentityProvider.token=",
+            "--LabApp.expose_app_in_browser=True",  # as window.jupyterapp
+        ]
+    else:
+        settings = ["voila", str(folder), f"--port={port}", "--Voila.ip=127.0.0.1", "--Voila.port_retries=0"]
+    return [str(PYTHONS[name]), "-m", *settings, "--no-browser"]
+
+
+def _free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def _answers(url):
+    with contextlib.suppress(OSError):
+        return urllib.request.urlopen(url, timeout=START).status == 200
+    return False
+
+
+@contextlib.contextmanager
+def serving(name, folder):
+    """The front end "jupyterlab", "voila" or "widgets7", as long as the block runs. `folder`: for all that it writes."""
+    notebooks, log = folder / "notebooks", folder / "server.log"
+    notebooks.mkdir(parents=True)
+    port = _free_port()
+    places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR")
+    places = {place: str(folder / place.lower()) for place in (*places, "JUPYTERLAB_WORKSPACES_DIR")}
+    no_news = folder / "jupyterlab_settings_dir" / "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    no_news.parent.mkdir(parents=True)
+    no_news.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # or JupyterLab asks, over the page
+    url = f"http://127.0.0.1:{port}"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            _command(name, notebooks, port),
+            env={**os.environ, **places, "PYTHONPATH": str(ROOT)},
+            cwd=notebooks,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        limit = time.monotonic() + START
+        while not _answers(url):
+            if process.poll() is not None or time.monotonic() > limit:
+                raise RuntimeError(f"{name} did not start:\n{log.read_text()}")
+            time.sleep(0.1)
+        yield FrontEnd(name, url, notebooks)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
