@@ -174,10 +174,8 @@ def test_memory_bars_have_the_sizes():
 
 
 def test_lines_of_runs():
-    svg = svg_lines(
-        [("a", [(0, 1.0), (10, 0.5)]), ("b <", [(0, 2.0), (5, None), (10, math.nan)])], "loss", "x", "y", 10
-    )
-    assert {"a: 0.5", "loss", "x", "0.6", "1.8"} <= set(texts(svg)) and "b &lt;" in svg
+    svg = svg_lines([("a", [(0, 1.0), (10, 0.5)]), ("b <", [(0, 2.0), (5, None), (10, math.nan)])], "loss", "x", 10)
+    assert {"a: 0.5", "loss", "x", "0.5", "1.5"} <= set(texts(svg)) and "b &lt;" in svg
     assert lines(svg)[LOOKS[0][0]][-1][0] == RIGHT
     assert "0" in texts(svg_lines([("a", [(0, 1.0), (10, 1.1)])], "loss", "x", 10, from_zero=True))
     assert svg_lines([("a", [])], "loss", "x", 10) == ""
@@ -207,7 +205,7 @@ def test_every_shade_of_the_heat_map_can_be_read(share):
 
 def test_numbers():
     assert ticks(1200) == [0, 500, 1000] and ticks(9) == [0, 2, 4, 6, 8]
-    assert ticks(1.24, low=1.13) == pytest.approx([1.14, 1.16, 1.18, 1.2, 1.22, 1.24])
+    assert ticks(1.24, low=1.13) == pytest.approx([1.15, 1.2])
     assert ticks(3, low=-2) == [-2, -1, 0, 1, 2, 3]
     assert [short(one) for one in (0, 40, 1200, 2_500_000, 0.0002, 3e9)] == ["0", "40", "1,200", "2.5M", "0.0002", "3G"]
     assert [megabytes(one) for one in (6_377_472, 1_719_041_928, 372_700, 4_480, 448)] == [
