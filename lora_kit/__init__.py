@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "config": ("ConfigWarning", "TrainingConfig", "parse_args"),
     "doctor": ("examine",),
+    "explore": ("explorer",),
     "launch": ("LaunchError",),
     "optimizers": ("expected_state_bytes", "make_optimizer", "state_bytes"),
     "parameters": ("add_lora", "parameter_table", "trainable_parameters"),

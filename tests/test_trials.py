@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -400,3 +401,4 @@ def test_page_that_goes(last):
         page.kill()
         page.wait()
         page.stdout.close()
+        shutil.rmtree(folder, ignore_errors=True)  # left by a page that was killed
