@@ -62,7 +62,7 @@ def table(rows, head=()):
 
     top = line(head, "th") if head else ""
     body = "".join(map(line, rows))
-    return f'<table style="line-height: 1.4; border-collapse: collapse; white-space: normal; table-layout: auto; width: auto">{top}{body}</table>'
+    return f'<div style="overflow-x: auto"><table style="line-height: 1.4; border-collapse: collapse; white-space: normal; table-layout: auto; width: auto">{top}{body}</table></div>'
 
 
 def page(*parts):

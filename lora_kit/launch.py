@@ -26,12 +26,15 @@ class LaunchError(RuntimeError):
 
 
 def available_devices():
-    """(number, kind) of the accelerators here, such as (2, "cuda"); (0, "cpu") where there are none. Touches none."""
+    """(number, kind) of the accelerators here, such as (2, "cuda"); (0, "cpu") where there are none. Touches none.
+
+    torch.accelerator.is_available() would: it starts CUDA's driver, which no process that is forked later can then use.
+    """
     import torch
 
-    if not torch.accelerator.is_available():
-        return 0, "cpu"
-    return torch.accelerator.device_count(), torch.accelerator.current_accelerator(check_available=False).type
+    device = torch.accelerator.current_accelerator(check_available=False)
+    number = torch.get_device_module(device).device_count() if device else 0
+    return (number, device.type) if number else (0, "cpu")
 
 
 def in_process_reason(num_processes):
@@ -169,13 +172,26 @@ def _check_kernel(kind):
     from accelerate.state import AcceleratorState
 
     if kind != "cpu":
-        cure = "Restart the kernel and launch before any other cell touches a GPU or imports peft or diffusers models."
-        if kind == "cuda" and torch.cuda.is_initialized():
+        cure = (
+            "Restart the kernel and launch before any other cell touches a GPU, asks torch.cuda.is_available() or imports "
+            "peft or diffusers."
+        )
+        if kind == "cuda" and (torch.cuda.is_initialized() or _children_lose_cuda()):
             raise LaunchError(f"CUDA is already in use in this kernel, and can't be used again in its children. {cure}")
         if "bitsandbytes" in sys.modules:
             raise LaunchError(f"bitsandbytes is imported in this kernel (peft and diffusers models do it). {cure}")
     # an Accelerator or PartialState left in the kernel would be inherited: refused, or two runs that don't know each other
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _children_lose_cuda():
+    """Whether CUDA has been started in this process, if only by a question, so that a forked child can't use it."""
+    import torch
+
+    child = os.fork()
+    if child == 0:
+        os._exit(torch.cuda._is_in_bad_fork())
+    return os.waitpid(child, 0)[1] != 0
 
 
 @contextlib.contextmanager
@@ -236,6 +252,7 @@ def _start(args, num_processes, port, expected, num_machines, machine_rank, main
 def _start_one(args, port, num_machines, machine_rank, main_process_ip):
     """One process of this machine in a world of several machines, where notebook_launcher would forget the others."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.numa.binding import AffinityMode, NumaOptions
 
     config = LaunchConfig(
         min_nodes=num_machines,
@@ -248,7 +265,9 @@ def _start_one(args, port, num_machines, machine_rank, main_process_ip):
         max_restarts=0,
         monitor_interval=0.1,
         start_method="fork",
+        numa_options=NumaOptions(AffinityMode.NODE),
     )
+    config.numa_options = None  # None above would have torch start CUDA to ask for GPUs: see available_devices
     elastic_launch(config, _worker)(*args)
 
 

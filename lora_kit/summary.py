@@ -179,14 +179,14 @@ def _optimizer(config, run):
         (
             "largest step of a weight, about",
             f"{max(rates):.3g}",
-            "the rate: Adam divides a gradient by its usual size",
+            "the highest rate",
         ),
-        ("gradients averaged over about", f"{1 / (1 - config.adam_beta1):,.4g} updates", "1 / (1 - adam_beta1)"),
-        ("their squares over about", f"{1 / (1 - config.adam_beta2):,.4g} updates", "1 / (1 - adam_beta2)"),
+        ("gradients averaged over about", f"{1 / (1 - config.adam_beta1):,.4g} updates", "1 / (1 - beta1)"),
+        ("their squares over about", f"{1 / (1 - config.adam_beta2):,.4g} updates", "1 / (1 - beta2)"),
         (
             "a weight without gradient keeps",
             f"{left:.2%}",
-            "of its size: each update multiplies it by 1 - rate x adam_weight_decay",
+            "times 1 - rate x decay",
         ),
     ]
 
