@@ -19,7 +19,8 @@ tutorial: $(READY) ## run every notebook; copies, HTML and pictures go to build/
 	@echo "Running the tutorial, about 10 minutes on two cores."
 	@HF_HUB_OFFLINE=1 $(BIN)/python scripts/run_tutorial.py
 
-# All three checks always happen, and each one fails the target. Tests and notebooks run two at a time, the longest first.
+# All checks always happen, and each one fails the target. Tests and notebooks run two at a time, the longest first,
+# on the CPU, to whose bits they compare; where there is a GPU, its own tests follow.
 test: export HF_HUB_OFFLINE = 1
 test: export LORA_KIT_OUTPUT_DIR = $(CURDIR)/build/test-runs
 test: $(READY) $(BROWSER) $(WIDGETS7)/ready ## style, unit tests, every notebook
@@ -27,8 +28,9 @@ test: $(READY) $(BROWSER) $(WIDGETS7)/ready ## style, unit tests, every notebook
 	@status=0; \
 	$(BIN)/ruff check || status=1; \
 	$(BIN)/ruff format --check || status=1; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	--nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks/05_train.ipynb tests notebooks || status=1; \
+	! command -v nvidia-smi >/dev/null || $(BIN)/python -m pytest tests/test_gpu.py || status=1; \
 	exit $$status
 
 lab: $(READY) ## open the notebooks in JupyterLab
