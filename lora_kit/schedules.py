@@ -18,6 +18,18 @@ def scheduler_step_rules(lr_step_rules, num_processes=1):
     return ",".join([*(f"{factor}:{boundary * num_processes}" for boundary, factor in rules), f"{last}"])
 
 
+def rising_step_rules(updates, lowest):
+    """lr_step_rules of a learning-rate range test: the rate rises by the same factor in each update, to 1 x learning_rate.
+
+    updates: of the whole test, the first at `lowest` x learning_rate, such as 1e-6.
+
+    >>> rising_step_rules(3, 0.01)
+    '0.01:1,0.1:2,1'
+    """
+    factors = [lowest ** (1 - update / (updates - 1)) for update in range(updates)]
+    return ",".join([*(f"{factor:.6g}:{update}" for update, factor in enumerate(factors[:-1], 1)), "1"])
+
+
 def schedule_factor(
     name, step, num_warmup_steps=0, num_training_steps=None, num_cycles=1, power=1.0, step_rules=None, peak=1.0
 ):

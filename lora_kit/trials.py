@@ -120,11 +120,12 @@ class Trials:
         self._lock, self._trials, self._processes, self._stopped = threading.RLock(), {}, [], False
         self._leave = weakref.finalize(self, _end, self._processes, None if folder else self.folder)
 
-    def start(self, trials, updates=100, sample_every=None, prompts=PROMPTS):
+    def start(self, trials, updates=100, sample_every=None, prompts=PROMPTS, fixed_every=None):
         """Train the trials one after the other, in the background; returns what `trial_settings` says, {name: sentences}.
 
         trials: {name: dict of `TrainingConfig` fields}. updates: optimizer updates of each. Pictures of `prompts` are
-        drawn before the first update, after every `sample_every` (left out: half) of them, and at the end.
+        drawn before the first update, after every `sample_every` (left out: half) of them, and at the end; so is the
+        fixed loss measured, after every `fixed_every` updates (left out: a tenth of them).
         Raises ValueError, naming the trial, for settings that can't work, and starts nothing then; RuntimeError while
         earlier trials run, or after `close`.
         """
@@ -138,6 +139,8 @@ class Trials:
             made = {name: _named(name, trial_settings, settings, updates) for name, settings in trials.items()}
             sample_every = max(updates // 2, 1) if sample_every is None else sample_every
             _check_whole("sample_every", sample_every)
+            fixed_every = max(updates // 10, 1) if fixed_every is None else fixed_every
+            _check_whole("fixed_every", fixed_every)
             _end(self._processes)
             self.folder.mkdir(parents=True, exist_ok=True)
             group = Path(tempfile.mkdtemp(prefix="group-", dir=self.folder))
@@ -145,7 +148,11 @@ class Trials:
                 settings["output_dir"] = str(group / f"trial-{number}")
             self._trials = {name: _Trial(settings) for name, (settings, _) in made.items()}
             samples = {*range(0, updates, sample_every), updates} if prompts else ()
-            plan = {"trials": [settings for settings, _ in made.values()], "samples": list(samples)}
+            plan = {
+                "trials": [settings for settings, _ in made.values()],
+                "samples": list(samples),
+                "every": fixed_every,
+            }
             path, self._log, self._stopped = group / "plan.json", group / "log.txt", False
             path.write_text(json.dumps({"parent": os.getpid(), "prompts": list(prompts), **plan}, indent=1))
             command = [sys.executable, "-m", "lora_kit.trials", str(path)]
@@ -364,7 +371,7 @@ def _train_one(config, plan, folder, file, collect):
         measure(0, unet)
 
     def measure(done, unet):
-        if done % max(total // 10, 1) == 0 or done == total:
+        if done % plan["every"] == 0 or done == total:
             write(fixed=(done, fixed_loss(unet, inputs)))
         if done in plan["samples"]:
             path = folder / f"sample-{done:05d}.png"

@@ -14,6 +14,7 @@ from lora_kit.schedules import (
     applied_learning_rates,
     learning_rates,
     make_scheduler,
+    rising_step_rules,
     schedule_factor,
     scheduler_step_rules,
 )
@@ -249,3 +250,13 @@ def test_rates_without_torch_are_the_applied_ones(sizes, chosen, num_processes):
     steps = Steps.of(made, 20, num_processes)
     updates = range(20)
     assert learning_rates(made, steps, updates) == applied_learning_rates(made, steps, updates).tolist()
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_range_test_rises_by_the_same_factor_in_each_update(num_processes):
+    made = config(
+        "piecewise_constant", lr_step_rules=rising_step_rules(40, 1e-4), max_train_steps=40, learning_rate=0.5
+    )
+    found = applied_learning_rates(made, Steps.of(made, 20, num_processes))
+    assert found[0] == pytest.approx(0.5e-4) and found[-1] == 0.5
+    np.testing.assert_allclose(found[1:] / found[:-1], 1e4 ** (1 / 39), rtol=2e-5)  # six digits in the rules

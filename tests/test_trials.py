@@ -17,6 +17,7 @@ from test_steps import fingerprint
 from lora_kit.config import TrainingConfig
 from lora_kit.models import load_models
 from lora_kit.plots import read_metrics
+from lora_kit.schedules import rising_step_rules
 from lora_kit.styles import emoji_captions, held_out, load_style
 from lora_kit.training import LORA, METRICS, train
 from lora_kit.trials import PROMPTS, Trials, fixed_inputs, fixed_loss, sweep, trial_settings
@@ -91,6 +92,23 @@ def finished(tmp_path_factory):
 
 def trial(finished, name):
     return finished[0][-1]["trials"][name]
+
+
+def test_a_range_test(tmp_path):
+    rules = rising_step_rules(6, 1e-3)
+    settings = {
+        **SMALL,
+        "learning_rate": 1e-2,
+        "lr_scheduler": "piecewise_constant",
+        "lr_step_rules": rules,
+        "max_train_steps": 6,
+    }
+    trials = Trials(tmp_path)
+    trials.start({"rising": settings}, updates=6, prompts=(), fixed_every=2)
+    (seen,) = wait(trials, ended)[-1]["trials"].values()
+    trials.close()
+    assert seen["state"] == "done" and [done for done, _ in seen["fixed"]] == [0, 2, 4, 6] and seen["samples"] == []
+    assert seen["lr"] == pytest.approx([1e-5 * 1000 ** (update / 5) for update in range(6)], rel=1e-5)
 
 
 # settings
@@ -179,6 +197,7 @@ def test_bad_arguments_start_nothing(tmp_path):
         (({},), "trials {} is empty"),
         (({"a": SMALL}, 0), "updates 0 is not a whole number of at least 1"),
         (({"a": SMALL}, 5, 0), "sample_every 0 is not a whole number of at least 1"),
+        (({"a": SMALL}, 5, 1, (), 0), "fixed_every 0 is not a whole number of at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             trials.start(*arguments)
