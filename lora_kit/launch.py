@@ -17,7 +17,9 @@ import traceback
 from dataclasses import asdict
 from pathlib import Path
 
-_parent = {}  # what a forked child takes over: the real stdout, and modules that were set aside for the launcher's check
+# what a forked child takes over: the real stdout, modules that were set aside for the launcher's check, and whether nothing
+# was computed before, as on the command line
+_parent = {}
 _DISCONNECTS = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "socket closed", "heartbeat")
 
 
@@ -281,8 +283,8 @@ def _worker(config, folder, expected, progress):
 
         if not torch.accelerator.is_available():
             share = max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", expected)), 1)
-            # a kernel may have used OpenMP, whose threads a fork does not take along: a second one would be waited for
-            threads = "1" if "ipykernel" in sys.modules else os.environ.get("OMP_NUM_THREADS", str(share))
+            # a caller may have used OpenMP, whose threads a fork does not take along: a second one would be waited for
+            threads = os.environ.get("OMP_NUM_THREADS", str(share)) if _parent.get("fresh") else "1"
             os.environ["OMP_NUM_THREADS"] = threads  # else accelerate sets it, and warns
             torch.set_num_threads(int(threads))
     try:
@@ -354,6 +356,7 @@ def main(argv=None):
     print("the same with\n  " + "\n  ".join(lines.values()), flush=True)
     if options.print_only:
         return
+    _parent["fresh"] = True
     try:
         result = launch(
             config,

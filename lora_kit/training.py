@@ -10,6 +10,7 @@ pytorch_lora_weights.safetensors, metrics.jsonl (a line when it starts, one an u
 import contextlib
 import gc
 import json
+import math
 import os
 import platform
 import shutil
@@ -538,7 +539,10 @@ class _Run:
                 losses = []
                 if accelerator.is_main_process:
                     record = dict(update=self.update, epoch=epoch, loss=loss_value, lr=lr)
-                    record["grad_norm"] = None if grad_norm is None else float(grad_norm)
+                    norm = float("nan") if grad_norm is None else float(grad_norm)
+                    record["grad_norm"] = (
+                        norm if math.isfinite(norm) else None
+                    )  # an overflow has none, nor JSON a word for it
                     record["seconds"] = round(time.perf_counter() - began, 4)
                     if accelerator.optimizer_step_was_skipped:
                         record["skipped"] = True

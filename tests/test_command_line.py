@@ -119,7 +119,7 @@ def test_garbage_is_collected_from_the_first_update_on(enabled):
         f"import gc, sys; gc.{'enable' if enabled else 'disable'}()\n"
         "import lora_kit.training as training\n"
         "def train(config, on_start, on_ready):\n"
-        "    before = gc.isenabled(), gc.get_freeze_count()\n"
+        "    before = gc.isenabled(), gc.get_freeze_count() < 1_000\n"
         "    on_ready(None)\n"
         "    print(*before, gc.isenabled(), gc.get_freeze_count() > 10_000)\n"
         "    sys.exit()\n"
@@ -128,4 +128,4 @@ def test_garbage_is_collected_from_the_first_update_on(enabled):
     )
     argv = ["--style=outlined", "--learning_rate=1e-3"]
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "0", str(enabled), "True"], done.stderr
+    assert done.stdout.split() == ["False", "True", str(enabled), "True"], done.stderr

@@ -359,7 +359,7 @@ def test_train_stop_train_again_and_sweep(quick):
     runs = page.parts["runs"].value
     assert "1 done" in page.running.value and "10 of 10 updates" in page.running.value
     assert runs.count("<svg") == 4 and "data:image/png;base64" in runs and "run 1: cosine, rate 0.001, rank 4" in runs
-    assert "max_train_steps 1200 is 10 here: a trial is a short run" in page.running.value
+    assert "max_train_steps 2400 is 10 here: a trial is a short run" in page.running.value
     assert not page.train.disabled and page.stop.disabled
     page.length.value = 400
     page.train.click()

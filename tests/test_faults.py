@@ -71,10 +71,10 @@ def test_disk_full_while_the_cache_is_written(tmp_path):
 
 def test_disk_full_while_metrics_are_written(tmp_path):
     folder = tmp_path / "run"
-    argv = flags(folder, checkpointing_steps=99)
-    subprocess.run(argv, check=True)  # fills the cache
+    argv, cache = flags(folder, checkpointing_steps=99), {"LORA_KIT_CACHE": str(tmp_path / "cache")}
+    subprocess.run(argv, check=True, env=os.environ | cache)  # fills the cache
     size = (folder / "metrics.jsonl").stat().st_size
-    done = limited(argv, size - 300)
+    done = limited(argv, size - 300, **cache)
     assert done.returncode == 1
     assert "metrics.jsonl" in done.stderr and "can't be written" in done.stderr and "Traceback" not in done.stderr
     assert (folder / "earlier-1" / "pytorch_lora_weights.safetensors").exists()

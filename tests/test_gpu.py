@@ -303,7 +303,7 @@ def test_settings_for_speed_change_no_more_than_rounding(settings, whole, tmp_pa
 def test_torch_compile_changes_no_more_than_rounding(tmp_path):
     for name, switch in (("plain", False), ("compiled", True)):
         run(tmp_path / name, torch_compile=switch, max_train_steps=3)
-    assert column(tmp_path / "compiled", "loss") == pytest.approx(column(tmp_path / "plain", "loss"), rel=1e-5)
+    assert column(tmp_path / "compiled", "loss") == pytest.approx(column(tmp_path / "plain", "loss"), rel=1e-4)
 
 
 def test_gradient_checkpointing_takes_less_memory(tmp_path):

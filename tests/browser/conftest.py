@@ -1,4 +1,4 @@
-"""Fixtures: the front ends, each started once a session where a test asks for it, and a page in a real browser."""
+"""Fixtures: the front ends, each started once a file where a test asks for it, and a page in a real browser."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def _front_end(name):
-    @pytest.fixture(scope="session", name=name)
+    @pytest.fixture(scope="module", name=name)  # its kernels end with it
     def fixture(tmp_path_factory):
         with front_ends.serving(name, tmp_path_factory.mktemp(name)) as running:
             yield running
