@@ -45,7 +45,8 @@ def _plain(value):
 
 def _diffusers_line(config, num_processes):
     changes = config.changes(matched=True)
-    changes = {"pretrained_model_name_or_path": config.pretrained_model_name_or_path} | changes
+    always = ("pretrained_model_name_or_path", "learning_rate")
+    changes = {name: getattr(config, name) for name in always} | changes
     lost = {name: changes.pop(name) for name in OWN_SETTINGS if name in changes}
     notes = [f"# no flag in diffusers' script: {shlex.join(flags(lost))}"] if lost else []
     if config.pretrained_model_name_or_path == "embedded":
@@ -137,8 +138,10 @@ def _read_shell(text):
         settings.setdefault("mixed_precision", precision)
         said.append(f"mixed_precision {precision} is the launcher's")
     if program.endswith(".py"):
+        given_names = settings.keys()
         settings = MATCHED_DEFAULTS | settings
-        said.append(f"defaults are those of {SCRIPT}: " + ", ".join(f"{n} {v:g}" for n, v in MATCHED_DEFAULTS.items()))
+        taken = ", ".join(f"{name} {value:g}" for name, value in MATCHED_DEFAULTS.items() if name not in given_names)
+        said += [f"not given, so {SCRIPT}'s own: {taken}"] if taken else []
         if program != SCRIPT:
             said.append(f"{program} is read as if it were {SCRIPT}")
     return dict(settings=settings, num_processes=processes, num_examples=examples, said=said)

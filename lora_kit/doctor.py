@@ -431,6 +431,9 @@ def _check_warmup(case):
     elif warmup and warmup >= total:
         reason = f"the run has {total} updates, so the rate never reaches its peak"
         cure = f"lr_warmup_steps {tenth}, about a tenth"
+    elif warmup > total / 2:
+        reason = f"that is {warmup / total:.0%} of the {total} updates: most of the run is warm-up"
+        return [Finding("warm-up", WARNING, value, reason, f"lr_warmup_steps {tenth}, about a tenth", change)]
     else:
         reason = f"of {total} updates" if warmup else "the first update has the full rate"
         return [Finding("warm-up", FINE, value, reason)]

@@ -16,7 +16,7 @@ LOOKS = (
     ("#009E73", "2 3"),
     ("#B5518B", "10 3 2 3"),
     ("#8C7A00", "4 2"),
-    ("#7A6FD0", "1 4"),
+    ("#7A6FD0", "5 2 2 2"),
     ("#808080", "12 4"),
     ("#C4472B", "6 2 1 2"),
     ("#2E8B8B", "3 6"),
@@ -193,16 +193,17 @@ def svg_learning_rates(summary, axis="updates", log=False, cursor=None, pinned=(
     if place is not None:
         parts.append(
             f'<path d="M{frame.x(place)} {frame.top}V{frame.bottom}" stroke="currentColor" stroke-width="1.5"/>'
+            f'<text x="{LEFT}" y="283">read at update {cursor:,}</text>'
         )
     labels = []
     for label, curve, look in shown:
         if place is not None:
             rate = rate_at(curve, axis, place)
-            label += ": over" if rate is None else f": {rate:.4g} " + ("there" if look else f"at update {cursor:,}")
+            label = "ended: " + label if rate is None else f"{rate:.4g}: {label}"
         labels.append((label, look))
     parts += frame.axes(AXES[axis], "learning rate", whole=axis != "epochs")
-    parts += _legend(labels, 292)
-    return _svg("Learning rate as applied", words, parts, 292 + 17 * len(labels) - 8)
+    parts += _legend(labels, 302)
+    return _svg("Learning rate as applied", words, parts, 302 + 17 * len(labels) - 8)
 
 
 def _shown(curves, pinned, axis):

@@ -42,7 +42,7 @@ SLIDERS = {  # the usual ends; a value beyond them moves them
     "max_grad_norm": (0.0, 5.0),
 }  # fmt: skip
 STEPS = {"lr_power": 0.1, "adam_beta1": 0.01, "adam_beta2": 0.0001, "adam_weight_decay": 0.005, "max_grad_norm": 0.1}
-LOGARITHMIC = {"learning_rate": (-6, -1), "adam_epsilon": (-12, -2)}
+LOGARITHMIC = {"learning_rate": (-6, 0), "adam_epsilon": (-12, -2)}
 NOTCH = 0.05  # of a logarithmic slider, as a power of ten
 OWN_HELP = {
     "num_examples": "Pictures in the data set.",
@@ -221,7 +221,7 @@ class Explorer:
                 _heading(widgets, "What the doctor says"),
                 parts["findings"],
                 self.mend,
-                _heading(widgets, "Other trainers"),
+                _heading(widgets, "Other trainers (Ctrl and a click adds one, or takes it away)"),
                 self.trainers,
                 _heading(widgets, "Steps and optimizer"),
                 parts["steps"],
@@ -253,6 +253,12 @@ class Explorer:
         row = {"flex_flow": "row wrap"}
         return [
             _heading(widgets, "Train the embedded model with it"),
+            widgets.HTML(
+                drawing.page(
+                    "<i>Train this</i> makes one run with the settings of this page, and lays it over the runs before. <i>Sweep</i> makes "
+                    "one for each pair of the rates and ranks beside it. The model learns the style of the settings, on the CPU."
+                )
+            ),
             self.length,
             widgets.HBox([self.train, self.stop, self.clear], layout=row),
             widgets.HBox([self.rates, self.ranks, self.sweep], layout=row),
@@ -397,6 +403,8 @@ class Explorer:
             self.told.value = drawing.page(f"<b>✗ Not read:</b> {html.escape(str(error))}")
             return
         said = [*found["said"], *([source] if source else [])]
+        if not source and not found["num_examples"]:
+            said.append(f"How many pictures it has the text doesn't say: num_examples stays {num_examples}")
         self.told.value = drawing.page("<b>✓ Read.</b> ", html.escape(". ".join(said)))
         self.show(found["settings"], found["num_examples"] or num_examples, found["num_processes"])
 
@@ -438,12 +446,13 @@ class Explorer:
     def _sweep(self, _button):
         from lora_kit.trials import sweep
 
+        words = f"learning rates {self.rates.value!r} and ranks {self.ranks.value!r}"
         try:
             rates = [float(word) for word in self.rates.value.replace(",", " ").split()]
             ranks = [int(word) for word in self.ranks.value.replace(",", " ").split()]
             trials = sweep(self._whole(), ("learning_rate", rates), ("rank", ranks))
         except ValueError as error:
-            self.running.value = drawing.page(f"<b>✗</b> {html.escape(str(error))}")
+            self.running.value = drawing.page(f"<b>✗</b> {html.escape(f'{words}: {error}')}")
             return
         self._start(trials, (ranks, rates))
 
@@ -584,7 +593,7 @@ def command_html(summary, kind):
     """The text to copy; a click selects all of it."""
     if not summary["commands"]:
         return drawing.page("No command while there is an error: it would stop with it.")
-    style = "white-space: pre-wrap; color: inherit; user-select: all; border: 1px solid; padding: 6px; margin: 0"
+    style = "white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere; font-family: monospace; color: inherit; user-select: all; border: 1px solid; padding: 6px; margin: 0"
     return drawing.page(f'<pre style="{style}">{html.escape(summary["commands"][kind])}</pre>')
 
 

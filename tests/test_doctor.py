@@ -56,6 +56,8 @@ CASES = [  # settings, options, check, status, words of value, reason or cure
     (dict(lr_scheduler="constant", lr_warmup_steps=10), {}, "warm-up", WARNING, "ignores it"),
     (dict(lr_scheduler="cosine", lr_warmup_steps=100), {}, "warm-up", ERROR, "never reaches its peak"),
     (dict(lr_scheduler="cosine", lr_warmup_steps=150), {}, "warm-up", ERROR, "the run has 100 updates"),
+    (dict(lr_scheduler="cosine", lr_warmup_steps=99), {}, "warm-up", WARNING, "most of the run is warm-up"),
+    (dict(lr_scheduler="cosine", lr_warmup_steps=51), {}, "warm-up", WARNING, "51% of the 100 updates"),
     (dict(lr_scheduler="cosine", lr_warmup_steps=0.1), {}, "warm-up", ERROR, "lr_warmup_steps 10 is 10% of 100"),
     (dict(lr_scheduler="cosine", lr_warmup_steps=-1), {}, "warm-up", ERROR, "at least 0"),
     (dict(lr_scheduler="cosine", lr_warmup_steps="ten"), {}, "warm-up", ERROR, "'ten'"),
@@ -94,7 +96,7 @@ def test_a_trap_is_named(settings, options, check, status, words):
 
 def test_sound_neighbours_of_the_traps_are_fine():
     for settings, options, check in (
-        (dict(lr_scheduler="cosine", lr_warmup_steps=10), {}, "warm-up"),
+        (dict(lr_scheduler="cosine", lr_warmup_steps=50), {}, "warm-up"),
         (dict(lr_scheduler="cosine_with_restarts", lr_num_cycles=3), {}, "restarts"),
         (dict(lr_scheduler="polynomial", learning_rate=1e-4), {}, "scheduler total"),
         (dict(lr_scheduler="piecewise_constant", lr_step_rules="1:50,0.1"), {}, "step rules"),

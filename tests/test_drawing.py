@@ -112,9 +112,9 @@ def test_the_cursor_reads_every_curve():
     run, expected = made["curves"]
     rate = run["rates"][run["updates"].index(150)]
     there = rate_at(expected, "images", 150 * 16)
-    assert f"as applied: {rate:.4g} at update 150" in texts(svg)
-    assert f"one process, no accumulation: {there:.4g} there" in texts(svg)
-    assert "pinned A: over" in texts(svg)  # 400 images are seen by then
+    assert "read at update 150" in texts(svg) and f"{rate:.4g}: as applied" in texts(svg)
+    assert f"{there:.4g}: one process, no accumulation" in texts(svg)
+    assert "ended: pinned A" in texts(svg)  # 400 images are seen by then
 
 
 def test_rate_at_takes_the_update_that_is_under_way():

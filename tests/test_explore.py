@@ -153,7 +153,9 @@ def test_axis_scale_and_cursor():
     page.cursor.value = 123
     summary = shown(page)
     rate = summary["rates"][summary["updates"].index(123)]
-    assert f"as applied: {rate:.4g} at update 123" in page.parts["picture"].value
+    assert (
+        "read at update 123" in page.parts["picture"].value and f"{rate:.4g}: as applied" in page.parts["picture"].value
+    )
     page.knobs["num_train_epochs"].value = 1  # 50 updates: the cursor goes to the last
     assert (page.cursor.value, page.cursor.max, page.state.cursor) == (49, 49, 49)
     shown(page)
