@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 BROWSER := $(VENV)/browser-ready
 WIDGETS7 := .venv-widgets7
+SITE := .venv-site
 
 # Two processes on few cores: OpenMP's threads sleep while they wait instead of spinning.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help tutorial test lab explorer format lock clean
+.PHONY: help tutorial test lab explorer site format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -19,17 +20,17 @@ tutorial: $(READY) ## run every notebook; copies, HTML and pictures go to build/
 	@echo "Running the tutorial, about 10 minutes on two cores."
 	@HF_HUB_OFFLINE=1 $(BIN)/python scripts/run_tutorial.py
 
-# All checks always happen, and each one fails the target. Tests and notebooks run two at a time, the longest first,
+# All checks always happen, and each one fails the target. Tests and notebooks run two at a time, the longest file among the first,
 # on the CPU, to whose bits they compare; where there is a GPU, its own tests follow.
 test: export HF_HUB_OFFLINE = 1
 test: export LORA_KIT_OUTPUT_DIR = $(CURDIR)/build/test-runs
-test: $(READY) $(BROWSER) $(WIDGETS7)/ready ## style, unit tests, every notebook
+test: $(READY) $(BROWSER) $(WIDGETS7)/ready $(SITE)/ready ## style, unit tests, every notebook
 	@echo "Checking style, then tests and notebooks; under 15 minutes in all."
 	@status=0; \
 	$(BIN)/ruff check || status=1; \
 	$(BIN)/ruff format --check || status=1; \
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-	--nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks/05_train.ipynb tests notebooks || status=1; \
+	--nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks tests || status=1; \
 	! command -v nvidia-smi >/dev/null || $(BIN)/python -m pytest tests/test_gpu.py || status=1; \
 	exit $$status
 
@@ -40,6 +41,9 @@ lab: $(READY) ## open the notebooks in JupyterLab
 explorer: $(READY) ## open the explorer alone, as a page; NO_BROWSER=1 only says where it is
 	@echo "Opening the explorer; Ctrl-C here ends it."
 	@$(BIN)/voila scripts/explorer.ipynb --KernelManager.transport_encryption=auto $(if $(NO_BROWSER),--no-browser)
+
+site: $(SITE)/ready ## build the notebooks as a site in build/site; NOTEBOOKS=build/tutorial takes those that were run here
+	@$(SITE)/bin/python scripts/build_site.py $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
 format: $(READY) ## mend style where ruff can
 	@$(BIN)/ruff check --fix
@@ -60,9 +64,9 @@ lock: ## refresh requirements.lock from the ranges in pyproject.toml
 	@mv build/lock/requirements.lock requirements.lock
 	@echo "requirements.lock is new; 'make test' installs and tries it."
 
-clean: ## remove all that make made: .venv, .venv-widgets7, build, caches
-	@echo "Removing .venv, .venv-widgets7, build and caches."
-	@rm -rf $(VENV) $(WIDGETS7) build .pytest_cache .ruff_cache *.egg-info
+clean: ## remove all that make made: .venv, .venv-widgets7, .venv-site, build, caches
+	@echo "Removing .venv, .venv-widgets7, .venv-site, build and caches."
+	@rm -rf $(VENV) $(WIDGETS7) $(SITE) build .pytest_cache .ruff_cache *.egg-info
 	@find lora_kit notebooks scripts tests -name __pycache__ -prune -exec rm -rf {} + \
 	-o -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
@@ -92,4 +96,11 @@ $(WIDGETS7)/ready: tests/browser/widgets7.txt
 	echo "Setting up $(WIDGETS7), half a minute."; \
 	$$python -m venv --clear $(WIDGETS7)
 	@$(WIDGETS7)/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps -r tests/browser/widgets7.txt
+	@touch $@
+
+$(SITE)/ready: docs/site/requirements.txt
+	@$(find-python); \
+	echo "Setting up $(SITE), a quarter of a minute."; \
+	$$python -m venv --clear $(SITE)
+	@$(SITE)/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps -r docs/site/requirements.txt
 	@touch $@

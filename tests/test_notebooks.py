@@ -18,8 +18,8 @@ def tagged(path, tag):
     return [cell for cell in code_cells(path) if tag in cell.metadata.get("tags", [])]
 
 
-def test_all_eight_are_here():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(8)]
+def test_all_nine_are_here():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(9)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
