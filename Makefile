@@ -17,7 +17,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 tutorial: $(READY) ## run every notebook; copies, HTML and pictures go to build/tutorial
-	@echo "Running the tutorial, about 10 minutes on two cores."
+	@echo "Running the tutorial, about 11 minutes on two cores."
 	@HF_HUB_OFFLINE=1 $(BIN)/python scripts/run_tutorial.py
 
 # All checks always happen, and each one fails the target. Tests and notebooks run two at a time, the longest file among the first,
