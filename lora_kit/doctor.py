@@ -80,7 +80,7 @@ class Finding:
     def link(self):
         """The notebook's path in the repository, and the heading that explains the finding."""
         notebook, section = PLACES[self.check]
-        return f"notebooks/{notebook}#{section.replace(' ', '-')}"
+        return f"notebooks/{notebook}#{section.replace('`', '').replace(' ', '-')}"
 
 
 class Findings(list):

@@ -520,6 +520,7 @@ class _Run:
             resumed = epoch == first_epoch and not config.match_diffusers  # whose script begins the epoch again
             skipped = update_in_epoch * config.gradient_accumulation_steps if resumed else 0
             batches = skip_first_batches(self.loader, skipped) if skipped else self.loader
+            batches.set_epoch(epoch)  # which accelerate before 1.15 doesn't carry over to a loader that skips
             for step, batch in enumerate(batches, start=skipped):
                 with accelerator.accumulate(self.unet):
                     micro_step = epoch * steps.batches_per_process + step
