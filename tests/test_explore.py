@@ -352,7 +352,7 @@ def quick(monkeypatch):
 
 
 @pytest.mark.slow
-def test_train_stop_train_again_and_sweep(quick):
+def test_train_and_sweep(quick):
     page = explorer(num_examples=399, train_batch_size=2, learning_rate=1e-3)
     page.length.value = 10
     page.train.click()
@@ -362,23 +362,13 @@ def test_train_stop_train_again_and_sweep(quick):
     assert "1 done" in page.running.value and "10 of 10 updates" in page.running.value
     assert runs.count("<svg") == 4 and "data:image/png;base64" in runs and "run 1: cosine, rate 0.001, rank 4" in runs
     assert "max_train_steps 2400 is 10 here: a trial is a short run" in page.running.value
-    assert not page.train.disabled and page.stop.disabled
-    page.length.value = 400
-    page.train.click()
-    page.stop.click()
-    page.following and page.following.join(60)
-    assert "1 stopped" in page.running.value
-    page.length.value = 10
-    page.knobs["rank"].value = 8
-    page.train.click()
-    page.following.join(120)
-    runs = page.parts["runs"].value
-    assert "run 1: cosine, rate 0.001, rank 4" in runs and "rank 8" in runs  # one over the other
-    assert runs.count("<polyline") >= 8
-    page.rates.value, page.ranks.value = "1e-4, 1e-3", "1 4"
+    assert (
+        not page.train.disabled and page.stop.disabled
+    )  # the browser's test stops a run and lays runs over one another
+    page.rates.value, page.ranks.value = "1e-4, 1e-3", "4"
     page.sweep.click()
     page.following.join(240)
-    assert "4 done" in page.running.value and page.parts["runs"].value.count("★") == 2  # in the title and at the lowest
+    assert "2 done" in page.running.value and page.parts["runs"].value.count("★") == 2  # in the title and at the lowest
     page.rates.value = "fast"
     page.sweep.click()
     assert "✗" in page.running.value and "fast" in page.running.value
