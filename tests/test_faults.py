@@ -17,6 +17,12 @@ campaign = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(campaign)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    """Elsewhere another test may write other encodings of the same pictures, and so put these out."""
+    monkeypatch.setenv("LORA_KIT_CACHE", str(tmp_path / "own-cache"))
+
+
 def test_killed_runs_go_on_to_the_same_end(tmp_path):
     """Four of the thirty kills that tests/faults/campaign.py makes by default."""
     records = campaign.campaign(4, tmp_path, seed=1)
@@ -71,10 +77,10 @@ def test_disk_full_while_the_cache_is_written(tmp_path):
 
 def test_disk_full_while_metrics_are_written(tmp_path):
     folder = tmp_path / "run"
-    argv, cache = flags(folder, checkpointing_steps=99), {"LORA_KIT_CACHE": str(tmp_path / "cache")}
-    subprocess.run(argv, check=True, env=os.environ | cache)  # fills the cache
+    argv = flags(folder, checkpointing_steps=99)
+    subprocess.run(argv, check=True)  # fills the cache
     size = (folder / "metrics.jsonl").stat().st_size
-    done = limited(argv, size - 300, **cache)
+    done = limited(argv, size - 300)
     assert done.returncode == 1
     assert "metrics.jsonl" in done.stderr and "can't be written" in done.stderr and "Traceback" not in done.stderr
     assert (folder / "earlier-1" / "pytorch_lora_weights.safetensors").exists()
