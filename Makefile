@@ -94,16 +94,17 @@ $(BROWSER): tests/browser/chromium.py | $(READY)
 	@$(BIN)/python tests/browser/chromium.py
 	@touch $@
 
-$(WIDGETS7)/ready: tests/browser/widgets7.txt
+# An environment of its own for a list of exact versions, the target's one prerequisite.
+define small-environment
 	@$(find-python); \
-	echo "Setting up $(WIDGETS7), half a minute."; \
-	$$python -m venv --clear $(WIDGETS7)
-	@$(WIDGETS7)/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps -r tests/browser/widgets7.txt
+	echo "Setting up $(@D), half a minute."; \
+	$$python -m venv --clear $(@D)
+	@$(@D)/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps -r $<
 	@touch $@
+endef
+
+$(WIDGETS7)/ready: tests/browser/widgets7.txt
+	$(small-environment)
 
 $(SITE)/ready: docs/site/requirements.txt
-	@$(find-python); \
-	echo "Setting up $(SITE), a quarter of a minute."; \
-	$$python -m venv --clear $(SITE)
-	@$(SITE)/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps -r docs/site/requirements.txt
-	@touch $@
+	$(small-environment)

@@ -79,13 +79,7 @@ def explorer(num_examples=400, num_processes=1, **settings):
     >>> page = explorer(num_examples=400, lr_scheduler="cosine", lr_warmup_steps=100)
     >>> page.knobs["lr_warmup_steps"].value = 200
     """
-    rules = {one.name: one.metadata for one in dataclasses.fields(TrainingConfig)}
-    settings = START | settings
-    for name, value in settings.items():
-        if name not in rules:
-            raise TypeError(f"{name!r} is not a setting: see `python -m lora_kit.training --help` for all of them")
-        settings[name] = checked(name, value, rules[name])
-    return Explorer(State(settings, num_examples, num_processes))
+    return Explorer(State(_checked(START | settings), num_examples, num_processes))
 
 
 class Explorer:
@@ -393,20 +387,15 @@ class Explorer:
     def _take(self, text, num_examples, source=None):
         try:
             found = commands.read(text)
-            names = {one.name for one in dataclasses.fields(TrainingConfig)}
-            rules = {one.name: one.metadata for one in dataclasses.fields(TrainingConfig)}
-            for name, value in found["settings"].items():
-                if name not in names:
-                    raise ValueError(f"{name!r} is not a setting")
-                found["settings"][name] = checked(name, value, rules[name])
-        except ValueError as error:
+            settings = _checked(found["settings"])
+        except (TypeError, ValueError) as error:
             self.told.value = drawing.page(f"<b>✗ Not read:</b> {html.escape(str(error))}")
             return
         said = [*found["said"], *([source] if source else [])]
         if not source and not found["num_examples"]:
             said.append(f"How many pictures it has the text doesn't say: num_examples stays {num_examples}")
         self.told.value = drawing.page("<b>✓ Read.</b> ", html.escape(". ".join(said)))
-        self.show(found["settings"], found["num_examples"] or num_examples, found["num_processes"])
+        self.show(settings, found["num_examples"] or num_examples, found["num_processes"])
 
     def _take_set(self, change):
         if not self.quiet and change["new"] in TARGET_SETS:
@@ -494,6 +483,15 @@ class Explorer:
             self.trials.close()
             self.trials, self.past = None, {}
             self.parts["runs"].value = self.running.value = ""
+
+
+def _checked(settings):
+    """The settings, each as its field's type; TypeError for a name that is none, ValueError for a value that can't be."""
+    rules = {one.name: one.metadata for one in dataclasses.fields(TrainingConfig)}
+    for name in settings:
+        if name not in rules:
+            raise TypeError(f"{name!r} is not a setting: see `python -m lora_kit.training --help` for all of them")
+    return {name: checked(name, value, rules[name]) for name, value in settings.items()}
 
 
 def _heading(widgets, text):

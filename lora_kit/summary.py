@@ -1,5 +1,6 @@
 """What a configuration will do, as plain numbers: the explorer's page before it is drawn. No torch, no widgets, no files."""
 
+import dataclasses
 import itertools
 import math
 import warnings
@@ -101,8 +102,8 @@ def _config(settings, num_examples, num_processes):
     steps = Steps.of(config, num_examples, num_processes)
     if config.lr_scheduler in IGNORES_WARMUP:
         warmup = 0
-    whole = {name: getattr(steps, name) for name in steps.__dataclass_fields__}
-    return config, Steps(**whole | dict(lr_warmup_steps=warmup, match_diffusers=True))  # which takes a long warm-up
+    # match_diffusers takes a warm-up that is longer than the run
+    return config, dataclasses.replace(steps, lr_warmup_steps=warmup, match_diffusers=True)
 
 
 def _memory(settings):
@@ -156,18 +157,14 @@ def _trainer_curve(key, config, steps, cursor):
         peak_learning_rate=config.peak_learning_rate,
     )
     about = f"{trainer.note} Source: {trainer.source}, read {trainer.read}."
+
+    def rates(config, steps, updates):
+        return rosetta.trainer_rates(key, config, steps, updates)
+
     try:
-        return _curve(
-            trainer.name,
-            key,
-            about,
-            asked,
-            steps,
-            lambda *_: rosetta.trainer_rates(key, asked, steps, _[2]),
-            cursor,
-        )
+        return _curve(trainer.name, key, about, asked, steps, rates, cursor)
     except ValueError as error:
-        return _curve(trainer.name, key, f"{error}. {about}", asked, steps, lambda *_: [], cursor, updates=[])
+        return _curve(trainer.name, key, f"{error}. {about}", asked, steps, lambda *nothing: [], cursor, updates=[])
 
 
 def _optimizer(config, run):

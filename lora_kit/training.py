@@ -726,7 +726,7 @@ def leave_process_group():
 
 
 @contextlib.contextmanager
-def _collecting_later():
+def collecting_later():
     """Garbage is collected only once what this yields is called, or the block ends: libraries make a million objects that
     stay, and looking through them again and again takes a sixth of the time to import them."""
     enabled = gc.isenabled()
@@ -752,7 +752,7 @@ def main(argv=None):
     quiet_imports()
     try:
         with (
-            _collecting_later() as collect,
+            collecting_later() as collect,
             contextlib.nullcontext() if config.use_8bit_adam else without_bitsandbytes(),
         ):
             world = int(os.environ.get("WORLD_SIZE", 1))

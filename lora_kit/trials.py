@@ -27,7 +27,7 @@ from pathlib import Path
 from lora_kit.config import ConfigWarning, TrainingConfig, check_step_rules
 from lora_kit.steps import Steps
 from lora_kit.styles import STYLES, emoji_captions, held_out, svg_path
-from lora_kit.training import METRICS, _collecting_later, train
+from lora_kit.training import METRICS, collecting_later, train
 
 SIDE = 64  # pixels, of the embedded model
 PROMPTS = ("fox", "octopus", "birthday cake", "hatching chick")  # held out: no trial trains on them
@@ -346,7 +346,7 @@ def main(path):
 
     quiet_imports()
     needed = any(trial.get("use_8bit_adam") for trial in plan["trials"])
-    with _collecting_later() as collect, contextlib.nullcontext() if needed else without_bitsandbytes():
+    with collecting_later() as collect, contextlib.nullcontext() if needed else without_bitsandbytes():
         for settings in plan["trials"]:
             folder = Path(settings["output_dir"])
             folder.mkdir()

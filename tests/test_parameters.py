@@ -4,37 +4,14 @@ from functools import cache
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from test_memory import SD15, SD21, SDXL, script
 
 from lora_kit.config import TrainingConfig
 from lora_kit.models import load_models
 from lora_kit.optimizers import expected_state_bytes
 from lora_kit.parameters import add_lora, format_table, parameter_table, trainable_parameters
 
-DOWN = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
-UP = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
-SD = {"down_block_types": DOWN, "up_block_types": UP, "block_out_channels": (320, 640, 1280, 1280)}
-# Public configurations: the unet/config.json of Stable Diffusion 1.5 and 2.1 and of SDXL base 1.0.
-UNETS = {
-    "sd15": {**SD, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd21": {
-        **SD,
-        "cross_attention_dim": 1024,
-        "attention_head_dim": (5, 10, 20, 20),
-        "use_linear_projection": True,
-    },
-    "sdxl": {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "block_out_channels": (320, 640, 1280),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
+UNETS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
 
 
 @cache
@@ -67,7 +44,7 @@ FIGURES = [
 @pytest.mark.parametrize("name, rank, tensors, trained, base, state32, state8", FIGURES)
 def test_check_figures(name, rank, tensors, trained, base, state32, state8):
     with torch.device("meta"):
-        model = UNet2DConditionModel(**UNETS[name])
+        model = script.build(UNETS[name])
         lora = add_lora(model, rank=rank)
     rows = {row["module"]: row for row in parameter_table(model)}
     assert rows["frozen"]["parameters"] == base
@@ -88,7 +65,7 @@ def test_check_figures(name, rank, tensors, trained, base, state32, state8):
 
 def test_rank_1_of_sd15_gains_nothing_from_8_bits():
     with torch.device("meta"):
-        lora = add_lora(UNet2DConditionModel(**UNETS["sd15"]), rank=1)
+        lora = add_lora(script.build(SD15), rank=1)
     assert len(lora) == 256 and max(one.numel() for one in lora) == 1280
     assert max(one.numel() for one in lora) < 4096
     shapes = [tuple(one.shape) for one in lora]
