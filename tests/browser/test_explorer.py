@@ -255,6 +255,9 @@ def run_of(page, steps):
     handle.focus()
     for _ in range(abs(steps)):
         handle.press("ArrowRight" if steps > 0 else "ArrowLeft")
+    page.wait_for_timeout(
+        1000
+    )  # a slider holds its last value back while the kernel is busy; a button doesn't wait for it
 
 
 def test_train_stop_and_train_again(jupyterlab, page):
