@@ -211,7 +211,7 @@ def test_the_first_cell_exchanges_nothing_and_what_follows_runs(tmp_path, source
     before = colab.installed()
     assert before["ipywidgets"][0] == COLAB["ipywidgets"] and not before.keys() & NOT_THERE
 
-    schedules = code_cells("03_schedules.ipynb", until="Exercise 1")
+    schedules = code_cells("03_schedules.ipynb", until="An update that moves nothing")
     explore = code_cells("06_explore.ipynb", until="4. Accumulation")[1:]
     done = colab.execute(schedules + explore)
     assert any("update 11: recorded" in shown(cell) for cell in done)

@@ -19,6 +19,7 @@ ENTRY = re.compile(
 )
 ENTRIES = [found.groupdict() for found in ENTRY.finditer(TEXT)]
 TERMS = [entry["term"] for entry in ENTRIES]
+ANCHORS = [re.sub(r"[^\w -]", "", term.lower()).replace(" ", "-") for term in TERMS]  # GitHub's
 FLAGS = {field.name for field in dataclasses.fields(TrainingConfig)}
 FLAGS |= set(re.findall(r'add_argument\(\s*"--(\w+)"', (ROOT / "lora_kit" / "launch.py").read_text()))
 
@@ -61,8 +62,15 @@ def test_every_entry_is_read():
 
 def test_in_alphabetical_order_and_each_once():
     assert TERMS == sorted(TERMS, key=str.lower)
-    anchors = [re.sub(r"[^\w -]", "", term.lower()).replace(" ", "-") for term in TERMS]
-    assert len(set(anchors)) == len(anchors)
+    assert len(set(ANCHORS)) == len(ANCHORS)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_links_to_terms_that_are_here(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
+    links = [link for cell in cells for link in re.findall(r"glossary\.md#([^)\s]+)\)", "".join(cell["source"]))]
+    assert len(set(links)) > 4  # the terms that a notebook uses are linked where they come first
+    assert [link for link in links if link not in ANCHORS] == []
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=TERMS)
