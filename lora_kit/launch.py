@@ -217,6 +217,7 @@ def _start(args, num_processes, port, expected, num_machines, machine_rank, main
 
     config, folder = args[0], args[1]
     _parent["stdout"] = sys.stdout
+    sys.stdout.flush()  # a forked child would write what is waiting a second time
     # 25 lines about the process that failed last, and one for each that is then ended; ours names the first
     loggers = [logging.getLogger(f"torch.{name}") for name in ("distributed.elastic", "multiprocessing.spawn")]
     with contextlib.ExitStack() as stack:

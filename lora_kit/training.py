@@ -146,7 +146,7 @@ def save_lora(unet, folder, as_script=False):
 
     part = f"{LORA}.part"
     about = None
-    if not as_script:  # sets in a fixed order: the same LoRA is the same file
+    if not as_script:  # sets in a fixed order; safetensors itself writes its header's two entries in either
         about = unet.peft_config["default"].to_dict()
         about = {name: sorted(value) if isinstance(value, set) else value for name, value in about.items()}
     layers = {name: tensor.detach().float().cpu() for name, tensor in get_peft_model_state_dict(unet).items()}
