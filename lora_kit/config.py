@@ -115,7 +115,7 @@ class TrainingConfig:
         None, "Makes a run repeatable; each process draws its own noise from it.", 0, optional=True
     )
     rank: int = _count(4, "The rank of the LoRA: how wide its matrices A and B are.")
-    lora_alpha: int | None = _count(None, "The update is scaled by lora_alpha / rank; left out: rank.", optional=True)
+    lora_alpha: int | None = _count(None, "B A is scaled by lora_alpha / rank; left out: rank.", optional=True)
     target_modules: tuple[str, ...] = _setting(
         ("to_k", "to_q", "to_v", "to_out.0"), "The ends of the names of the modules that get a LoRA.", tuple
     )

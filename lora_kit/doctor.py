@@ -269,7 +269,7 @@ def _shape(config):
     except (OSError, ValueError, TypeError) as error:
         cure = "a folder in diffusers format with all its parts, or the name of a model that is downloaded or reachable"
         return None, [Finding("base model", ERROR, value, str(error), cure)]
-    used = _Precision.of(config).used
+    size, used = _numbers(unet.parameters()), _Precision.of(config).used  # counted before the LoRA is added
     if used != "no":
         unet.to({"fp16": torch.float16, "bf16": torch.bfloat16}[used])
     upcast = not config.match_diffusers or config.mixed_precision == "fp16"
@@ -280,7 +280,7 @@ def _shape(config):
         return None, [Finding("trainable parameters", ERROR, value, str(error), "names of modules that the UNet has")]
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return unet, [Finding("base model", FINE, value, f"a UNet of {_numbers(unet.parameters())} parameters")]
+    return unet, [Finding("base model", FINE, value, f"a UNet of {size} parameters")]
 
 
 def _numbers(parameters):
@@ -387,7 +387,7 @@ def _check_8bit(case):
     reason += f"{full / 1e6:.2f} MB become {small / 1e6:.2f} MB"
     value = f"rank {case.config.rank}"
     if kept == len(shapes):
-        cure = "leave use_8bit_adam out at this rank: it is slower, and saves nothing"
+        cure = "leave use_8bit_adam out at this rank: it saves nothing"
         return [Finding("8-bit Adam", WARNING, value, reason, cure, {"use_8bit_adam": False})]
     return [Finding("8-bit Adam", FINE, value, reason)]
 

@@ -11,7 +11,7 @@ def add_lora(unet, rank=4, target_modules=DEFAULT_TARGET_MODULES, lora_alpha=Non
     """Freeze `unet`, give it a LoRA, and get its parameters as a list: A (rank, in) and B (out, rank) per module.
 
     A starts as noise of standard deviation 1 / rank and B as zeros, so the output is unchanged until the first update.
-    The update is scaled by lora_alpha / rank; None means rank. The LoRA is float32 on any base, since in bfloat16
+    B A is scaled by lora_alpha / rank; None means rank. The LoRA is float32 on any base, since in bfloat16
     most small updates round away: move the base to its dtype BEFORE this call. (upcast=False leaves the LoRA in the
     base's dtype, as diffusers' script does with bfloat16.) A target is the end of a
     module's name, as peft reads it. Raises ValueError for a target that matches nothing, or nothing that LoRA adapts,

@@ -185,6 +185,13 @@ def test_a_model_without_lora_has_nothing_to_train():
     assert finding.status == ERROR and finding.value == "0"
 
 
+@pytest.mark.parametrize("rank", [4, 64])
+def test_the_size_of_the_base_is_counted_without_the_lora(rank):
+    (finding,) = found("base model", SOUND | dict(rank=rank))
+    size = sum(parameter.numel() for parameter in loaded_unet().parameters())
+    assert finding.reason == f"a UNet of {size:,} parameters"
+
+
 def test_a_trainable_base_is_an_error():
     unet = loaded_unet()
     add_lora(unet)
