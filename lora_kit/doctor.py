@@ -57,7 +57,7 @@ PLACES = {  # check: the notebook and the section that explain it
     "accumulation": ("04_steps.ipynb", "Ask accelerate"),
     "images": ("04_steps.ipynb", "When it doesn't divide: repeated pictures"),
     "precision": ("07_multi_gpu.ipynb", "The run, for one process and for many"),
-    "noise of each process": ("07_multi_gpu.ipynb", "The run, for one process and for many"),
+    "noise of each process": ("07_multi_gpu.ipynb", "What a second process changes"),
     "output folder": ("05_train.ipynb", "The settings"),
     "gradients": ("01_parameters.ipynb", "B = 0 changes nothing, at first"),
     "movement": ("02_optimizers.ipynb", "On a real LoRA"),

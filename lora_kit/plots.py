@@ -82,7 +82,7 @@ def plot_run(path, figure=None):
     x = [record["update"] for record in updates]
     losses = [record["loss"] for record in updates]
     left.plot(x, losses, color=COLOURS[5], linewidth=0.8, label="each update")
-    window = max(len(losses) // 20, 1)
+    window = max(len(losses) // 20, 2)
     smooth = [sum(losses[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(losses))]
     left.plot(x, smooth, color=COLOURS[0], label=f"mean of {window}")
     left.set(xlabel="optimizer update", ylabel="training loss")

@@ -364,7 +364,8 @@ def test_in_a_kernel(kernel, tmp_path):
     assert children(kernel.manager.provisioner.pid) == []
     assert [one for one in forked if Path(f"/proc/{one}").exists()] == []
 
-    kernel.run("import sys; sys.stdout.flush_interval = 30")  # what is printed waits, and is there when the launcher forks
+    # What is printed waits, and is there when the launcher forks.
+    kernel.run("import sys; sys.stdout.flush_interval = 30")
     again = stdout(kernel.run(f"print('before')\n{LAUNCH}"))  # and it launches again, and says nothing twice
     assert again.count("before") == 1 and again.rstrip().endswith("2 3")
 
