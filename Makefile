@@ -37,13 +37,16 @@ test: $(READY) $(BROWSER) $(WIDGETS7)/ready $(SITE)/ready ## style, unit tests, 
 	! command -v nvidia-smi >/dev/null || $(BIN)/python -m pytest tests/test_gpu.py || status=1; \
 	exit $$status
 
+# A kernel's messages go to the browser at once; a reader's own settings come before these.
+PROMPT := JUPYTER_CONFIG_PATH="$(CURDIR)/scripts/jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}"
+
 lab: $(READY) ## open the notebooks in JupyterLab
 	@echo "Opening JupyterLab; Ctrl-C here ends it."
-	@$(BIN)/jupyter lab notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)
+	@$(PROMPT) $(BIN)/jupyter lab notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)
 
 explorer: $(READY) ## open the explorer alone, as a page; NO_BROWSER=1 only says where it is
 	@echo "Opening the explorer; Ctrl-C here ends it."
-	@$(BIN)/voila scripts/explorer.ipynb --KernelManager.transport_encryption=auto $(if $(NO_BROWSER),--no-browser)
+	@$(PROMPT) $(BIN)/voila scripts/explorer.ipynb --KernelManager.transport_encryption=auto $(if $(NO_BROWSER),--no-browser)
 
 site: $(SITE)/ready ## build the notebooks as a site in build/site; NOTEBOOKS=build/tutorial takes those that were run here
 	@$(SITE)/bin/python scripts/build_site.py $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))

@@ -2,7 +2,7 @@
 
     python benchmarks/explorer.py [--front-ends jupyterlab voila] [--pinned 0 2] [--json FILE]
 
-Prints Markdown tables. "floor" is the same slider in the same front end with a picture of nothing but its value.
+Prints Markdown tables. Servers are started as `make lab` and `make explorer` do; --as-they-come leaves that out. "floor" is the same slider in the same front end with a picture of nothing but its value.
 `make test` sets up what it needs: a Chromium, and .venv-widgets7 for the front end widgets7.
 """
 
@@ -24,7 +24,9 @@ import front_ends
 
 UPDATES = 100_000
 KNOB = "learning_rate"
-REST = 50  # ms between a picture and the next key, in which the kernel comes to rest
+REST = (
+    50  # ms between a picture and the next key, in which the kernel comes to rest; 10 is like a slider that is dragged
+)
 
 EXPLORER = f"from lora_kit.explore import explorer\n\nexplorer(max_train_steps={UPDATES})"
 FLOOR = f"""
@@ -61,16 +63,16 @@ RESTART_AND_RUN = """async () => {
 }"""
 
 
-def press(page, key):
+def press(page, key, rest=REST):
     """Milliseconds from the key press to the changed picture."""
     page.evaluate("window.measured = nextPicture(() => window.pressed), undefined")
     page.keyboard.press(key)
     milliseconds = page.evaluate("window.measured")
-    page.wait_for_timeout(REST)
+    page.wait_for_timeout(rest)
     return milliseconds
 
 
-def presses(front_end, page, count, code=EXPLORER, pinned=0):
+def presses(front_end, page, count, code=EXPLORER, pinned=0, rest=REST):
     """The milliseconds of `count` key presses on the knob, with `pinned` curves in the picture; None without a Pin button."""
     front_end.show(page, code)
     for _ in range(pinned):
@@ -83,7 +85,7 @@ def presses(front_end, page, count, code=EXPLORER, pinned=0):
         front_ends.slider(page, KNOB).focus()
         press(page, "ArrowRight")
     front_ends.slider(page, KNOB).focus()
-    times = [press(page, ("ArrowRight", "ArrowLeft")[index % 2]) for index in range(count + 4)]
+    times = [press(page, ("ArrowRight", "ArrowLeft")[index % 2], rest) for index in range(count + 4)]
     return times[4:]  # the first few find nothing in any cache
 
 
@@ -117,7 +119,8 @@ def report(result):
     """Print the tables."""
     print(
         f"{KNOB} moved by the arrow keys, one at a time, with {UPDATES:,} updates. {result['cores']} cores, load average "
-        f"{result['load']:.2f} before; Python {result['python']}, Chromium {result['chromium']}."
+        f"{result['load']:.2f} before; {result['rest_ms']} ms of rest after each; servers "
+        f"{'as they come' if result['as_they_come'] else 'as make starts them'}; Python {result['python']}, Chromium {result['chromium']}."
     )
     for name, found in result["versions"].items():
         print(f"{name}: {', '.join(map(' '.join, found.items()))}.")
@@ -139,11 +142,15 @@ def main():
     parser.add_argument("--pinned", nargs="+", type=int, default=[0, 2], help="pinned curves; default: 0 2")
     parser.add_argument("--presses", type=int, default=200, help="key presses for each; default: 200")
     parser.add_argument("--starts", type=int, default=5, help="first pictures for each; default: 5")
+    parser.add_argument(
+        "--rest", type=int, default=REST, help=f"ms between a picture and the next key; default: {REST}"
+    )
+    parser.add_argument("--as-they-come", action="store_true", help="servers without the settings of scripts/jupyter")
     parser.add_argument("--json", type=Path, help="write all times there, too")
     args = parser.parse_args()
 
     result = {"load": os.getloadavg()[0], "cores": os.cpu_count(), "python": platform.python_version(), "versions": {}}
-    result |= {"key_ms": {}, "first_s": {}}
+    result |= {"as_they_come": args.as_they_come, "rest_ms": args.rest, "key_ms": {}, "first_s": {}}
     cases = {"floor": {"code": FLOOR}, **{f"{count} pinned": {"pinned": count} for count in args.pinned}}
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=chromium.find(), args=front_ends.BROWSER_FLAGS)
@@ -152,11 +159,14 @@ def main():
         context.add_init_script(CLOCK)
         for name in args.front_ends:
             result["versions"][name] = versions(front_ends.PYTHONS[name])
-            with front_ends.serving(name, Path(folder) / name) as front_end:
+            settings = {} if args.as_they_come else front_ends.AS_MAKE
+            with front_ends.serving(name, Path(folder) / name, settings) as front_end:
                 result["first_s"][name] = first_pictures(front_end, context, args.starts)
-                for case, settings in cases.items():
+                for case, about in cases.items():
                     page = context.new_page()
-                    result["key_ms"][f"{name} | {case}"] = presses(front_end, page, args.presses, **settings)
+                    result["key_ms"][f"{name} | {case}"] = presses(
+                        front_end, page, args.presses, **about, rest=args.rest
+                    )
                     page.close()
         browser.close()
     report(result)

@@ -1,11 +1,13 @@
 """Pictures of a summary as SVG and HTML text, for any page: core widgets, voila, a browser alone.
 
 Text and axes take the colour of the text around them, so light and dark pages both do. A curve has its colour, its dashes and
-its name; each picture says in words what it shows.
+its name; each picture says in words what it shows, and a pointer that rests on it reads the values there.
 """
 
+import bisect
 import html
 import math
+import textwrap
 
 from lora_kit.summary import AXES
 
@@ -24,10 +26,13 @@ LOOKS = (
     ("#4A7FC0", "5 5"),
 )
 SHADE = "#E69F00"
+AXIS_NAMES = {"updates": "update", "micro_steps": "micro-step", "epochs": "epoch", "images": "image"}
 FONT = 'font-family="DejaVu Sans, Verdana, sans-serif" font-size="12" fill="currentColor"'
 # the themes' own text colour in JupyterLab, VS Code and Colab
 TEXT_COLOUR = "var(--jp-ui-font-color1, var(--vscode-foreground, var(--colab-primary-text-color, inherit)))"
-WIDTH, LEFT, RIGHT = 560, 70, 534
+WIDTH, LEFT, RIGHT = 576, 86, 550
+LEGEND = 56  # letters in a line of it
+STRIPS = 48  # places where a resting pointer reads the values
 
 
 def ticks(high, count=5, low=0.0):
@@ -70,6 +75,33 @@ def page(*parts):
     return f'<div style="color: {TEXT_COLOUR}; line-height: 1.4; white-space: normal">{"".join(parts)}</div>'
 
 
+def thinned(points, tolerance=0.1):
+    """Those of a curve's points whose straight joins pass all others within `tolerance`, upwards or downwards.
+
+    >>> thinned([(0, 0.0), (1, 1.0), (2, 2.0), (3, 0.0)])
+    [(0, 0.0), (2, 2.0), (3, 0.0)]
+    """
+    if len(points) < 3:
+        return points
+    kept, before = [points[0]], points[0]
+    lowest, highest = -math.inf, math.inf  # slopes of a line from the point kept last that pass all points since
+    for point in points[1:]:
+        x, y = kept[-1]
+        run = point[0] - x
+        if run <= 0 or not lowest <= (point[1] - y) / run <= highest:
+            if before is not kept[-1]:
+                kept.append(before)
+            x, y = before
+            run, lowest, highest = point[0] - x, -math.inf, math.inf
+        if run > 0:
+            lowest = max(lowest, (point[1] - tolerance - y) / run)
+            highest = min(highest, (point[1] + tolerance - y) / run)
+        else:
+            lowest, highest = math.inf, -math.inf  # straight up or down: the next point starts anew
+        before = point
+    return [*kept, before]
+
+
 class _Frame:
     """A plot's frame: places of numbers, axes, labels. Numbers in, SVG text out."""
 
@@ -108,33 +140,49 @@ class _Frame:
             )
         yield f'<path d="M{LEFT} {self.top}V{self.bottom}H{RIGHT}" fill="none" stroke="currentColor"/>'
         yield f'<text x="{(LEFT + RIGHT) / 2}" y="{self.bottom + 38}" text-anchor="middle">{x_label}</text>'
-        yield f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{y_label}</text>'
+        yield f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{y_label}</text>'
 
-    def line(self, points, look, width=2.5):
+    def line(self, points, look, width=2.5, tip=""):
+        """A curve; `tip` is what a resting pointer is told."""
         colour, dashes = LOOKS[look % len(LOOKS)]
-        placed = [(self.x(a), self.y(b)) for a, b in points]
+        placed, marked = [(self.x(a), self.y(b)) for a, b in points], len(points) <= 40
+        placed = placed if marked else thinned(placed)
         if not placed:
             return ""
         text = " ".join(f"{a},{b}" for a, b in placed)
         dash = f' stroke-dasharray="{dashes}"' if dashes else ""
+        tip = f"<title>{html.escape(tip)}</title>" if tip else ""
         found = (
             f'<polyline points="{text}" fill="none" stroke="{colour}" stroke-width="{width}" '
-            f'stroke-linejoin="round"{dash}/>'
+            f'stroke-linejoin="round"{dash}>{tip}</polyline>'
         )
-        if len(placed) <= 40:
+        if marked:
             found += "".join(f'<circle cx="{a}" cy="{b}" r="3" fill="{colour}"/>' for a, b in placed)
         return found
 
+    def strips(self, read):
+        """Unseen strips side by side over the whole frame, each with what `read` says of its middle on the x axis."""
+        width = (RIGHT - LEFT) / STRIPS
+        for index in range(STRIPS):
+            words = html.escape(read(self.end * (index + 0.5) / STRIPS))
+            yield (
+                f'<rect x="{LEFT + index * width:.1f}" y="{self.top}" width="{width:.1f}" height="{self.bottom - self.top}" '
+                f'fill-opacity="0"><title>{words}</title></rect>'
+            )
+
 
 def _legend(labels, top):
-    """Lines with their names, one under the other; (SVG texts, the height that they take)."""
-    for row, (label, look) in enumerate(labels):
+    """Lines with their names, one under the other, as (SVG texts, where they end). labels: [(name, look)]."""
+    parts, y = [], top
+    for label, look in labels:
         colour, dashes = LOOKS[look % len(LOOKS)]
-        y = top + 17 * row
-        yield (
+        parts.append(
             f'<path d="M{LEFT} {y - 4}h34" stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dashes or "none"}"/>'
-            f'<text x="{LEFT + 42}" y="{y}">{html.escape(label)}</text>'
         )
+        for part in textwrap.wrap(label, LEGEND, break_on_hyphens=False) or [""]:
+            parts.append(f'<text x="{LEFT + 42}" y="{y}">{html.escape(part)}</text>')
+            y += 17
+    return parts, y - 8
 
 
 def _svg(title, words, parts, height):
@@ -151,15 +199,15 @@ def rate_at(curve, axis, position):
     places = curve["passed"][axis]
     if not places or position >= curve["ends"][axis]:
         return None
-    before = max((index for index, place in enumerate(places) if place <= position), default=0)
-    return curve["rates"][before]
+    return curve["rates"][max(bisect.bisect_right(places, position) - 1, 0)]
 
 
 def svg_learning_rates(summary, axis="updates", log=False, cursor=None, pinned=()):
     """The learning rates of a summary's curves and of pinned ones, as the text of an SVG; "" where there is none.
 
     summary: from `summarize`. axis: one of `AXES`. log: rates on a logarithmic scale, three powers of ten deep. cursor: an
-    update of the run, marked by a line; the rates there stand in the legend. pinned: [(label, curve)], from an earlier
+    update of the run, marked by a line; the rates there stand in the legend, and those of any place are told to a pointer that
+    rests there. pinned: [(label, curve)], from an earlier
     summary's curves. The warm-up is shaded and epochs are marked, as far as they are fewer than 60.
     """
     if not summary["curves"]:
@@ -193,7 +241,7 @@ def svg_learning_rates(summary, axis="updates", log=False, cursor=None, pinned=(
     if place is not None:
         parts.append(
             f'<path d="M{frame.x(place)} {frame.top}V{frame.bottom}" stroke="currentColor" stroke-width="1.5"/>'
-            f'<text x="{LEFT}" y="283">read at update {cursor:,}</text>'
+            f'<text x="{LEFT}" y="285">read at update {cursor:,}</text>'
         )
     labels = []
     for label, curve, look in shown:
@@ -202,8 +250,19 @@ def svg_learning_rates(summary, axis="updates", log=False, cursor=None, pinned=(
             label = "ended: " + label if rate is None else f"{rate:.4g}: {label}"
         labels.append((label, look))
     parts += frame.axes(AXES[axis], "learning rate", whole=axis != "epochs")
-    parts += _legend(labels, 302)
-    return _svg("Learning rate as applied", words, parts, 302 + 17 * len(labels) - 8)
+    legend, height = _legend(labels, 302)
+    parts += legend
+
+    def read(position):
+        found = [(label, rate_at(curve, axis, position)) for label, curve, _ in shown]
+        there = f"{position:,.2f}" if axis == "epochs" else f"{int(position):,}"
+        rates = ("ended" if rate is None else f"{rate:.4g}" for _, rate in found)
+        return f"{AXIS_NAMES[axis]} {there}: " + "; ".join(
+            f"{rate} {label}" for rate, (label, _) in zip(rates, found, strict=True)
+        )
+
+    parts += ["<g>", *frame.strips(read), "</g>"]
+    return _svg("Learning rate as applied", words, parts, height)
 
 
 def _shown(curves, pinned, axis):
@@ -255,12 +314,17 @@ def svg_memory(memory, use_8bit_adam=False):
     rows = (("32-bit Adam", memory["adam_32"]), ("8-bit Adam", memory["adam_8"]))
     for row, (name, adam) in enumerate(rows):
         left, y = float(LEFT + 34), 30 + 36 * row
-        for look, size in ((0, memory["lora"]), (2, memory["gradients"]), (3, adam)):
-            width = (RIGHT - LEFT - 84) * size / whole
+        for look, part, size in (
+            (0, "LoRA", memory["lora"]),
+            (2, "gradients", memory["gradients"]),
+            (3, "Adam's state", adam),
+        ):
+            width = (RIGHT - LEFT - 104) * size / whole
             colour = LOOKS[look][0]
             parts.append(
                 f'<rect x="{left:.1f}" y="{y}" width="{width:.1f}" height="22" fill="{colour}" '
-                f'fill-opacity="{0.35 + 0.2 * (look != 2)}" stroke="{colour}" stroke-width="1.5"/>'
+                f'fill-opacity="{0.35 + 0.2 * (look != 2)}" stroke="{colour}" stroke-width="1.5">'
+                f"<title>{html.escape(f'{part}: {megabytes(size)}')}</title></rect>"
             )
             left += width
         mark = row == use_8bit_adam
@@ -271,7 +335,8 @@ def svg_memory(memory, use_8bit_adam=False):
         total = memory["lora"] + memory["gradients"] + adam
         parts.append(f'<text x="{left + 6:.1f}" y="{y + 15}"{weight}>{megabytes(total)}</text>')
     left = LEFT + 34
-    for look, name in ((0, "LoRA"), (2, "gradients"), (3, "Adam's state")):
+    names = (f"LoRA {megabytes(memory['lora'])}", f"gradients {megabytes(memory['gradients'])}", "Adam's state")
+    for look, name in zip((0, 2, 3), names, strict=True):
         colour = LOOKS[look][0]
         parts.append(
             f'<rect x="{left}" y="106" width="12" height="12" fill="{colour}" fill-opacity="{0.35 + 0.2 * (look != 2)}" '
@@ -307,14 +372,15 @@ def svg_lines(curves, title, x_label, end, from_zero=False):
     room = 0.05 * ((high - low) or abs(high) or 1.0)
     frame = _Frame(end, low if from_zero else low - room, high + room, False, bottom=180)
     parts = [*frame.grid()]
-    for look, (_, points) in reversed(list(enumerate(curves))):
-        parts.append(frame.line(points, look, 2))
+    for look, (label, points) in reversed(list(enumerate(curves))):
+        parts.append(frame.line(points, look, 2, tip=label))
     parts += frame.axes(x_label, "")
     names = [(f"{label}: {points[-1][1]:.4g}", look) for look, (label, points) in enumerate(curves) if points]
-    parts += _legend(names, 242)
+    legend, height = _legend(names, 242)
+    parts += legend
     words = "; ".join(name for name, _ in names)
     parts.append(f'<text x="{LEFT}" y="18">{html.escape(title)}</text>')
-    return _svg(title, words, parts, 242 + 17 * len(names) - 8)
+    return _svg(title, words, parts, height)
 
 
 def html_heat_map(rows, columns, values, row_name, column_name, title):

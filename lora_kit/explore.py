@@ -7,6 +7,7 @@ nothing but a real run ("Train this", in a process of its own) needs torch.
 import dataclasses
 import html
 import math
+import re
 import threading
 import time
 
@@ -26,7 +27,7 @@ GROUPS = {
     "Learning rate": (
         "learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_step_rules", "scale_lr",
     ),
-    "Length and size of updates": (
+    "Length and batches": (
         "num_examples", "train_batch_size", "gradient_accumulation_steps", "num_processes", "num_train_epochs",
         "max_train_steps",
     ),
@@ -51,7 +52,26 @@ OWN_HELP = {
 }
 START = dict(learning_rate=1e-3, lr_scheduler="cosine", train_batch_size=4, num_train_epochs=12)
 PINS = 3
-KNOBS_HEIGHT = "46em"
+ROW = {"width": "calc(100% - 4px)", "max_width": "34em"}
+# where the page is narrow tables are broken; where it is as narrow as a phone, a knob's name stands above it, and the pictures' texts are larger
+NARROW = """<style>
+.lora-kit {container-type: inline-size}
+.lora-kit-above {flex-wrap: wrap}
+.lora-kit-above > .widget-label {width: 100% !important; text-align: left}
+@container (max-width: 70em) {
+  .lora-kit td {white-space: normal !important}
+}
+@container (max-width: 30em) {
+  .lora-kit-rows .widget-inline-hbox {flex-wrap: wrap; height: auto}
+  .lora-kit-rows .widget-inline-hbox > .widget-label {width: 100% !important; text-align: left}
+  .lora-kit-rows .widget-inline-hbox > :not(.widget-label) {min-height: 28px; align-content: center}
+  .lora-kit-rows .widget-hbox {align-items: flex-end}
+  .lora-kit svg[role=img] {font-size: 14px}
+}
+</style>"""
+COLUMN = {"flex": "1 1 28em", "min_width": "0", "max_width": "680px", "padding": "0 14px 0 0"}
+SLIDER = {"flex": "1 1 auto", "width": "auto"}
+GRID = "display: grid; gap: 8px 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30em), 1fr))"
 BUTTON = {"width": "auto", "align_self": "flex-start"}
 
 
@@ -83,18 +103,30 @@ def explorer(num_examples=400, num_processes=1, **settings):
 
 
 class Explorer:
-    """The page. `knobs`: the widgets by the names of the settings; `state`; `summary`: what `summarize` says of it; `box`:
-    the widget that holds all."""
+    """The page. `knobs`: the widgets by the names of the settings; `numbers`: beside a slider, the text field that shows its
+    value and takes any other; `state`; `summary`: what `summarize` says of it; `box`: the widget that holds all."""
 
     def __init__(self, state):
         import ipywidgets
 
         self.widgets, self.state, self.trials, self.following = ipywidgets, state, None, None
-        self.knobs, self.hints, self.quiet, self.past = {}, {}, False, {}
-        self.parts = {name: ipywidgets.HTML() for name in ("picture", "findings", "steps", "memory", "command", "runs")}
-        controls, page = self._knob_column(), self._page_column()
-        layout = {"flex_flow": "row wrap", "align_items": "flex-start"}
-        self.box = ipywidgets.HBox([controls, page], layout=layout)
+        self.knobs, self.numbers, self.hints, self.typed, self.quiet, self.past = {}, {}, {}, {}, False, {}
+        self.started = None  # the preset, or what was pasted, that the settings still are
+        parts = ("picture", "findings", "notes", "steps", "memory", "command", "runs", "sweep")
+        self.parts = {name: ipywidgets.HTML() for name in parts}
+        # where both don't fit side by side the picture stands above the knobs
+        above = {"flex_flow": "row wrap-reverse", "align_items": "flex-end", "justify_content": "flex-start"}
+        below = {"flex_flow": "row wrap", "align_items": "flex-start"}
+        self.box = ipywidgets.VBox(
+            [
+                ipywidgets.HTML(NARROW, layout={"display": "none"}),
+                ipywidgets.HBox([self._knob_column(), self._picture_column()], layout=above),
+                ipywidgets.HBox(self._lower_columns(), layout=below),
+                ipywidgets.VBox(self._training_rows(), layout={"max_width": "1100px"}),
+            ],
+            layout={"width": "100%"},
+        )
+        self.box.add_class("lora-kit")
         self.show(state.settings, state.num_examples, state.num_processes)
 
     def _ipython_display_(self):
@@ -106,7 +138,7 @@ class Explorer:
 
     def _labelled(self, make, name, text, **look):
         """A widget with its name before it and its help as a tooltip."""
-        look = {"description": name, "style": {"description_width": "14.8em"}, "layout": {"width": "28em"}} | look
+        look = {"description": name, "style": {"description_width": "14.8em"}, "layout": ROW} | look
         widget = make(**look)
         setattr(widget, "description_tooltip" if widget.has_trait("description_tooltip") else "tooltip", text)
         return widget
@@ -117,17 +149,17 @@ class Explorer:
         text = OWN_HELP.get(name) or rules["help"]
         if name in LOGARITHMIC:
             low, high = LOGARITHMIC[name]
-            look = dict(min=low, max=high, step=NOTCH, readout_format=".2e", value=10.0**low)
+            look = dict(min=low, max=high, step=NOTCH, readout=False, layout=SLIDER, value=10.0**low)
             return self._labelled(widgets.FloatLogSlider, name, text, **look)
         if name in SLIDERS:
             low, high = SLIDERS[name]
             whole = isinstance(low, int)
-            look = dict(min=low, max=high)
+            look = dict(min=low, max=high, readout=False, layout=SLIDER)
             if not whole:
-                look |= dict(step=STEPS[name], readout_format=f".{-math.floor(math.log10(STEPS[name]))}f")
+                look |= dict(step=STEPS[name])
             return self._labelled(widgets.IntSlider if whole else widgets.FloatSlider, name, text, **look)
         if name in ("num_examples", "max_train_steps"):
-            return self._labelled(widgets.BoundedIntText, name, text, min=int(name == "num_examples"), max=10**9)
+            return self._labelled(widgets.IntText, name, text, value=1)
         if name == "lr_scheduler":
             return self._labelled(widgets.Dropdown, name, text, options=LR_SCHEDULERS)
         if name == "mixed_precision":
@@ -139,61 +171,107 @@ class Explorer:
             return self._labelled(widgets.Checkbox, name, text, style={"description_width": "initial"})
         return self._labelled(widgets.Text, name, text, continuous_update=False)
 
+    def _row(self, name):
+        """A knob, and beside a slider the field for its number."""
+        knob = self.knobs[name] = self._knob(name)
+        knob.observe(self._follow, "value")
+        if name not in SLIDERS and name not in LOGARITHMIC:
+            return knob
+        number = self.numbers[name] = self._labelled(
+            self.widgets.Text, "", f"{name}: any number, also beyond the slider's ends.",
+            placeholder=name, continuous_update=False, layout={"width": "6.5em", "flex": "0 0 auto"},
+        )  # fmt: skip
+        number.observe(self._take_number, "value")
+        return self.widgets.HBox([knob, number], layout=ROW)
+
     def _knob_column(self):
-        widgets = self.widgets
+        widgets, narrow = self.widgets, {"description_width": "initial"}
         presets = [("start from …", ""), *((name, name) for name in PRESETS)]
-        self.preset = self._labelled(widgets.Dropdown, "preset", "A configuration to start from.", options=presets)
+        self.preset = self._labelled(
+            widgets.Dropdown, "preset", "A configuration to start from.", options=presets, style=narrow
+        )
         self.preset.observe(self._take_preset, "value")
         self.pasted = widgets.Textarea(
-            placeholder="a command line, Python or YAML", layout={"width": "28em", "height": "5em"}
+            placeholder="or paste a command line, Python or YAML", layout=ROW | {"height": "4em"}
         )
         self.read = widgets.Button(description="Read what is pasted", layout=BUTTON)
         self.read.on_click(self._take_pasted)
-        self.told = widgets.HTML()
-        rows = [_heading(widgets, "Start"), self.preset, self.pasted, self.read, self.told]
+        self.told = widgets.HTML(layout=ROW)
+        rows = [
+            _heading(widgets, "Start"),
+            self.preset,
+            self.pasted,
+            self.read,
+            self.told,
+            _heading(widgets, "Settings"),
+        ]
+        self.group = widgets.ToggleButtons(
+            options=list(GROUPS), style={"button_width": "calc(50% - 4px)"}, layout=ROW,
+            tooltips=[", ".join(names) for names in GROUPS.values()],
+        )  # fmt: skip
+        self.group.observe(self._open_group, "value")
+        self.groups = {}
         for title, names in GROUPS.items():
-            rows.append(_heading(widgets, title))
+            group = []
             for name in names:
-                self.knobs[name] = self._knob(name)
-                self.knobs[name].observe(self._follow, "value")
-                rows.append(self.knobs[name])
+                group.append(self._row(name))
                 if name == "target_modules":
                     options = [*TARGET_SETS, "as typed above"]
                     self.sets = self._labelled(
                         widgets.Dropdown, "usual sets", "Usual sets of target_modules.", options=options
                     )
                     self.sets.observe(self._take_set, "value")
-                    rows.append(self.sets)
-                self.hints[name] = widgets.HTML()
-                rows.append(self.hints[name])
-        # it scrolls beside the picture, which so stays in sight
-        whole = widgets.VBox(rows, layout={"flex": "0 0 auto", "overflow": "visible"})
-        return widgets.VBox([whole], layout={"width": "30em", "height": KNOBS_HEIGHT, "overflow": "auto"})
+                    group.append(self.sets)
+                self.hints[name] = widgets.HTML(layout=ROW)
+                group.append(self.hints[name])
+            self.groups[title] = widgets.VBox(group)
+        self._open_group()
+        column = widgets.VBox(
+            [*rows, self.group, *self.groups.values()],
+            layout={"flex": "1 1 26em", "max_width": "36em", "padding": "0 14px 0 0"},
+        )
+        column.add_class("lora-kit-rows")
+        return column
 
-    def _page_column(self):
+    def _open_group(self, _change=None):
+        for title, group in self.groups.items():
+            group.layout.display = None if title == self.group.value else "none"
+
+    def _picture_column(self):
         widgets, parts = self.widgets, self.parts
         narrow = {"description_width": "initial"}
         self.axis = self._labelled(
-            widgets.Dropdown, "over", "What the picture is drawn over.", style=narrow, layout={"width": "19em"},
+            widgets.Dropdown, "over", "What the picture is drawn over.", style=narrow, layout={"width": "24em"},
             options=[(words, name) for name, words in AXES.items()],
         )  # fmt: skip
         self.log = self._labelled(
             widgets.Checkbox, "logarithmic", "Rates on a logarithmic scale.", style=narrow, layout={"width": "8em"}, indent=False
         )  # fmt: skip
-        self.cursor = self._labelled(
-            widgets.IntSlider, "read at update", "Moves the line in the picture; the rates there stand below it.",
-            style=narrow, layout={"width": "26em"}, max=1,
-        )  # fmt: skip
+        text = "Moves the line in the picture; the rates there stand below it. A pointer that rests on the picture reads them, too."
+        self.cursor = self._labelled(widgets.IntSlider, "read at update", text, style=narrow, max=1)
         self.pin, self.unpin = (widgets.Button(description=text, layout=BUTTON) for text in ("Pin", "Unpin all"))
+        self.pin.tooltip = "Keep this curve in the picture while the settings change; three at most."
         self.pin.on_click(self._pin)
         self.unpin.on_click(self._unpin)
-        text = "What the same words mean to other trainers; several with Ctrl or Shift."
-        self.trainers = self._labelled(
-            widgets.SelectMultiple, "the same words in", text, options=[(one.name, key) for key, one in TRAINERS.items()],
-            rows=len(TRAINERS), style=narrow,
-        )  # fmt: skip
         self.mend = widgets.Button(layout=BUTTON)
         self.mend.on_click(self._mend)
+        for widget in (self.axis, self.log, self.cursor):
+            widget.observe(self._look, "value")
+        return widgets.VBox(
+            [
+                _heading(widgets, "The learning rate as applied"),
+                parts["picture"],
+                widgets.HBox([self.axis, self.log, self.pin, self.unpin], layout={"flex_flow": "row wrap"}),
+                self.cursor,
+                _heading(widgets, "What the doctor says"),
+                parts["findings"],
+                self.mend,
+            ],
+            layout=COLUMN,
+        )
+
+    def _lower_columns(self):
+        widgets, parts, narrow = self.widgets, self.parts, {"description_width": "initial"}
         kinds = [
             ("accelerate launch", "accelerate"),
             ("diffusers' script", "diffusers"),
@@ -203,47 +281,48 @@ class Explorer:
         self.kind = self._labelled(
             widgets.Dropdown, "as", "The text to copy.", options=kinds, style=narrow, layout={"width": "18em"}
         )
-        for widget in (self.axis, self.log, self.cursor, self.trainers, self.kind):
+        text = "What the same words mean to other trainers; several with Ctrl or Shift."
+        self.trainers = self._labelled(
+            widgets.SelectMultiple, "the same words in", text, options=[(one.name, key) for key, one in TRAINERS.items()],
+            rows=len(TRAINERS), style=narrow, layout={"width": "100%", "max_width": "32em"},
+        )  # fmt: skip
+        self.trainers.add_class("lora-kit-above")
+        for widget in (self.kind, self.trainers):
             widget.observe(self._look, "value")
-        row = {"flex_flow": "row wrap"}
-        return widgets.VBox(
-            [
-                _heading(widgets, "The learning rate as applied"),
-                parts["picture"],
-                widgets.HBox([self.axis, self.log, self.pin, self.unpin], layout=row),
-                self.cursor,
-                _heading(widgets, "What the doctor says"),
-                parts["findings"],
-                self.mend,
-                _heading(widgets, "Other trainers (Ctrl and a click adds one, or takes it away)"),
-                self.trainers,
-                _heading(widgets, "Steps and optimizer"),
-                parts["steps"],
-                _heading(widgets, "What training keeps in memory"),
-                parts["memory"],
-                _heading(widgets, "To run it"),
-                self.kind,
-                parts["command"],
-                *self._training_rows(),
-            ],
-            layout={"flex": "1 1 26em", "min_width": "26em", "max_width": "680px"},
-        )
+        left = [
+            _heading(widgets, "To run it"), self.kind, parts["command"],
+            _heading(widgets, "Other trainers (Ctrl and a click adds one, or takes it away)"), self.trainers, parts["notes"],
+        ]  # fmt: skip
+        right = [
+            _heading(widgets, "Steps and optimizer"), parts["steps"],
+            _heading(widgets, "What training keeps in memory"), parts["memory"],
+        ]  # fmt: skip
+        columns = [widgets.VBox(left, layout=COLUMN), widgets.VBox(right, layout=COLUMN | {"flex": "1 1 36em"})]
+        columns[0].add_class("lora-kit-rows")
+        return columns
 
     def _training_rows(self):
         widgets = self.widgets
         text = "Updates of each run; the warm-up keeps its share."
-        self.length = self._labelled(widgets.IntSlider, "updates of a run", text, min=10, max=400, step=10, value=100)
+        self.length = self._labelled(
+            widgets.IntSlider, "updates of a run", text, style={"description_width": "initial"},
+            min=10, max=400, step=10, value=100,
+        )  # fmt: skip
         self.train, self.stop, self.clear, self.sweep = (
             widgets.Button(description=text, layout=BUTTON)
             for text in ("Train this", "Stop", "Forget the runs", "Sweep")
         )
-        self.rates = self._labelled(widgets.Text, "learning rates", "The sweep's columns.", value="3e-4 1e-3 3e-3")
-        self.ranks = self._labelled(widgets.Text, "ranks", "The sweep's rows.", value="1 4 16")
+        look = {"style": {"description_width": "initial"}, "layout": {"width": "20em"}}
+        self.rates = self._labelled(
+            widgets.Text, "learning rates", "The sweep's columns.", value="3e-4 1e-3 3e-3", **look
+        )
+        self.ranks = self._labelled(widgets.Text, "ranks", "The sweep's rows.", value="1 4 16", **look)
         for button, action in (
             (self.train, self._train), (self.stop, self._stop), (self.clear, self._forget), (self.sweep, self._sweep),
         ):  # fmt: skip
             button.on_click(action)
         self.running = widgets.HTML()
+        self.results = widgets.VBox([self.parts["runs"], self.parts["sweep"]])
         row = {"flex_flow": "row wrap"}
         return [
             _heading(widgets, "Train the embedded model with it"),
@@ -257,7 +336,7 @@ class Explorer:
             widgets.HBox([self.train, self.stop, self.clear], layout=row),
             widgets.HBox([self.rates, self.ranks, self.sweep], layout=row),
             self.running,
-            self.parts["runs"],
+            self.results,
         ]
 
     # from the state to the widgets
@@ -269,6 +348,7 @@ class Explorer:
             settings = settings | {"style": "outlined"}
         state.settings, state.num_examples, state.num_processes = dict(settings), num_examples, num_processes
         self.quiet = True
+        self.typed.clear()
         for name, knob in self.knobs.items():
             value = (
                 getattr(state, name)
@@ -311,10 +391,10 @@ class Explorer:
         for name, hint in self.hints.items():
             reason = summary["ignored"].get(name, "")
             self.knobs[name].disabled = bool(reason)
-            hint.value = (
-                f'<div style="text-align: right; width: 28em; font-style: italic">{reason}</div>' if reason else ""
-            )
-            hint.layout.display = None if reason else "none"
+            if name in self.numbers:
+                self.numbers[name].disabled = bool(reason)
+            hint.value = hint_html(self.typed.get(name), reason)
+            hint.layout.display = None if hint.value else "none"
         self.quiet = False
         self._paint()
 
@@ -323,7 +403,12 @@ class Explorer:
         state, summary, parts = self.state, self.summary, self.parts
         cursor = state.cursor if summary["curves"] else None
         parts["picture"].value = picture_html(summary, state.axis, state.log, cursor, state.pinned)
+        self.quiet = True
+        for name, number in self.numbers.items():
+            number.value = self._written(name)
+        self.quiet = False
         parts["findings"].value = findings_html(summary)
+        parts["notes"].value = notes_html(summary)
         parts["steps"].value = steps_html(summary)
         parts["memory"].value = memory_html(summary["memory"], state.settings.get("use_8bit_adam", False))
         parts["command"].value = command_html(summary, self.kind.value)
@@ -346,6 +431,16 @@ class Explorer:
             return
         state, name = self.state, next(name for name, knob in self.knobs.items() if knob is change["owner"])
         value = change["new"]
+        self.typed.clear()
+        if name in ("num_examples", "max_train_steps"):
+            try:
+                _check_number(name, value)
+            except ValueError as error:
+                before = state.num_examples if name == "num_examples" else state.settings.get(name) or 0
+                self.typed[name] = f"{error}: it stays {before}"
+                self.quiet, change["owner"].value = True, before
+                self.draw()
+                return
         if isinstance(value, float):
             value = _as_meant(value, state.settings.get(name), name in LOGARITHMIC)
             if value == state.settings.get(name):
@@ -362,7 +457,38 @@ class Explorer:
             state.settings["lr_step_rules"] = self.knobs["lr_step_rules"].value or None
         elif state.settings.get("lr_step_rules") == RULES:
             del state.settings["lr_step_rules"]
+        self._leave_start()
         self.draw()
+
+    def _written(self, name):
+        """A slider's value as its text field shows it."""
+        value = self.knobs[name].value
+        return f"{_as_meant(value, self.state.settings.get(name), name in LOGARITHMIC) if isinstance(value, float) else value:.10g}"
+
+    def _take_number(self, change):
+        """A number was typed beside a slider: one beyond its ends moves them; what can't be is said, and nothing changes."""
+        if self.quiet:
+            return
+        name = next(name for name, number in self.numbers.items() if number is change["owner"])
+        knob = self.knobs[name]
+        try:
+            value = _number(name, change["new"], isinstance(knob.value, int))
+        except ValueError as error:
+            self.typed = {name: f"{error}: it stays {self._written(name)}"}
+            self.draw()
+            return
+        self.typed.clear()
+        if value == knob.value:
+            self.draw()
+        else:
+            _set(knob, value, name in LOGARITHMIC)
+
+    def _leave_start(self):
+        """The settings are no longer those of the preset, or of what was pasted."""
+        if self.started:
+            self.quiet, self.preset.value = True, ""
+            self.told.value = drawing.page(f"Started from <b>{html.escape(self.started)}</b>; changed since.")
+            self.quiet, self.started = False, None
 
     def _look(self, change):
         """What the picture shows was changed."""
@@ -377,9 +503,10 @@ class Explorer:
             self.draw()
 
     def _take_preset(self, change):
-        if change["new"]:
+        if change["new"] and not self.quiet:
             preset = PRESETS[change["new"]]
             self._take(preset.text, preset.num_examples, f"Source: {preset.source}")
+            self.started = change["new"]
 
     def _take_pasted(self, _button):
         self._take(self.pasted.value, self.state.num_examples)
@@ -391,10 +518,14 @@ class Explorer:
         except (TypeError, ValueError) as error:
             self.told.value = drawing.page(f"<b>✗ Not read:</b> {html.escape(str(error))}")
             return
+        self.quiet, self.preset.value = True, self.preset.value if source else ""
+        self.quiet, self.started = False, "what was pasted"
+        if not source:
+            self.pasted.value = ""
         said = [*found["said"], *([source] if source else [])]
         if not source and not found["num_examples"]:
             said.append(f"How many pictures it has the text doesn't say: num_examples stays {num_examples}")
-        self.told.value = drawing.page("<b>✓ Read.</b> ", html.escape(". ".join(said)))
+        self.told.value = drawing.page("<b>✓ Read.</b> ", _linked(". ".join(said)))
         self.show(settings, found["num_examples"] or num_examples, found["num_processes"])
 
     def _take_set(self, change):
@@ -404,7 +535,8 @@ class Explorer:
     def _pin(self, _button):
         state = self.state
         if self.summary["curves"] and len(state.pinned) < PINS:
-            state.pinned.append((f"pinned {'ABC'[len(state.pinned)]}: {self._label()}", self.summary["curves"][0]))
+            label = _label(state.settings, state.num_processes)
+            state.pinned.append((f"pinned {'ABC'[len(state.pinned)]}: {label}", self.summary["curves"][0]))
             self._paint()
 
     def _unpin(self, _button):
@@ -412,21 +544,20 @@ class Explorer:
         self._paint()
 
     def _mend(self, _button):
+        self._leave_start()
         self.show(self.state.settings | _change(self.summary), self.state.num_examples, self.state.num_processes)
-
-    def _label(self):
-        """The settings that most often make the difference, in a line."""
-        settings = self.state.settings
-        parts = [settings.get("lr_scheduler", "constant"), f"rate {settings['learning_rate']:.3g}"]
-        parts += [f"warm-up {settings['lr_warmup_steps']}"] if settings.get("lr_warmup_steps") else []
-        parts += [f"rank {settings.get('rank', 4)}"]
-        parts += [f"{self.state.num_processes} processes"] if self.state.num_processes > 1 else []
-        return ", ".join(parts)
 
     # real runs
 
     def _train(self, _button):
-        self._start({f"run {len(self.past) + 1}: {self._label()}": self._whole()})
+        from lora_kit.trials import trial_settings
+
+        try:
+            made, _ = trial_settings(self._whole(), self.length.value)
+        except ValueError as error:
+            self.running.value = drawing.page(f"<b>✗</b> {html.escape(str(error))}")
+            return
+        self._start({f"run {len(self.past) + 1}: {_label(made)}": self._whole()})
 
     def _whole(self):
         """The settings with the length of the run, of which a trial's warm-up keeps its share."""
@@ -455,17 +586,20 @@ class Explorer:
             self.running.value = drawing.page(f"<b>✗</b> {html.escape(str(error))}")
             return
         said = "; ".join(next(iter(said.values())))
+        latest = ("sweep", "runs") if grid else ("runs", "sweep")
+        self.results.children = [self.parts[name] for name in latest]
         self.following = threading.Thread(target=self._watch, args=(grid, said), daemon=True)
         self._paint()
         self.following.start()
 
     def _watch(self, grid, said):
-        """Show what the runs have done, three times a second, until they end. Single runs are laid over earlier ones."""
+        """Show what the runs have done, three times a second, until they end. Single runs are laid over earlier ones, and a
+        sweep has a place of its own."""
         while True:
             progress = self.trials.progress()
             shown = progress["trials"] if grid else self.past | progress["trials"]
             line, runs = running_html(progress, said), runs_html(shown, grid)
-            self.running.value, self.parts["runs"].value = line, runs
+            self.running.value, self.parts["sweep" if grid else "runs"].value = line, runs
             if not progress["running"]:
                 break
             time.sleep(0.3)
@@ -482,7 +616,48 @@ class Explorer:
         if not self.following and self.trials:
             self.trials.close()
             self.trials, self.past = None, {}
-            self.parts["runs"].value = self.running.value = ""
+            self.parts["runs"].value = self.parts["sweep"].value = self.running.value = ""
+
+
+def _label(settings, num_processes=1):
+    """The settings that most often make the difference, in a line."""
+    parts = [settings.get("lr_scheduler", "constant"), f"rate {settings['learning_rate']:.3g}"]
+    parts += [f"warm-up {settings['lr_warmup_steps']}"] if settings.get("lr_warmup_steps") else []
+    parts += [f"rank {settings.get('rank', 4)}"]
+    parts += [f"{num_processes} processes"] if num_processes > 1 else []
+    return ", ".join(parts)
+
+
+def _number(name, text, whole):
+    """The number that was typed for a setting; ValueError for what is none, or can't be."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{name} {text!r} is no number") from None
+    if whole and value.is_integer():
+        value = int(value)
+    return _check_number(name, value, whole)
+
+
+def _check_number(name, value, whole=True):
+    rules = next((one.metadata for one in dataclasses.fields(TrainingConfig) if one.name == name), None)
+    if name == "max_train_steps" and value == 0:
+        return value
+    if rules:
+        return checked(name, value, rules)
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} {value!r} is not a whole number of at least 1")
+    return value
+
+
+def _linked(text):
+    """A text as HTML, its addresses as links that show their last part."""
+    found = re.split(r"(https://[^\s,]+[^\s,.])", text)
+    return "".join(
+        f'<a href="{html.escape(one)}" target="_blank" rel="noopener" style="color: inherit">{html.escape(one.rpartition("/")[2])}</a>'
+        if index % 2 else html.escape(one)
+        for index, one in enumerate(found)
+    )  # fmt: skip
 
 
 def _checked(settings):
@@ -532,14 +707,29 @@ def _change(summary):
 # the parts of the page, as HTML
 
 
-def picture_html(summary, axis="updates", log=False, cursor=None, pinned=()):
-    """The curves, and in words what processes, accumulation and other trainers do to them."""
-    said = [f"<li>{html.escape(one)}</li>" for one in summary["said"]]
-    said += [
-        f"<li><b>{html.escape(curve['label'])}</b>: {html.escape(curve['note'])}</li>"
+def hint_html(typed=None, ignored=""):
+    """What stands under a knob: why what was typed was not taken, or why the knob does nothing here."""
+    words = f"<b>✗ {html.escape(typed)}</b>" if typed else f"<i>{html.escape(ignored)}</i>" if ignored else ""
+    return (
+        f'<div role="status" style="text-align: right; line-height: 1.4; white-space: normal">{words}</div>'
+        if words
+        else ""
+    )
+
+
+def notes_html(summary):
+    """What each of the chosen trainers does in this run, and what is to be known of it."""
+    notes = [
+        f"<li><b>{html.escape(curve['label'])}.</b> {_linked(curve['note'])}</li>"
         for curve in summary["curves"]
         if curve["note"]
     ]
+    return drawing.page(f'<ul style="padding-left: 1.2em; margin: 4px 0">{"".join(notes)}</ul>') if notes else ""
+
+
+def picture_html(summary, axis="updates", log=False, cursor=None, pinned=()):
+    """The curves, and in words what processes and accumulation do to them."""
+    said = [f"<li>{html.escape(one)}</li>" for one in summary["said"]]
     picture = drawing.svg_learning_rates(summary, axis, log, cursor, pinned)
     return drawing.page(picture, f"<ul>{''.join(said)}</ul>" if said else "")
 
@@ -588,11 +778,16 @@ def memory_html(kept, use_8bit_adam=False):
 
 
 def command_html(summary, kind):
-    """The text to copy; a click selects all of it."""
+    """The text to copy; a click selects all of it. A line never ends within a flag."""
     if not summary["commands"]:
         return drawing.page("No command while there is an error: it would stop with it.")
     style = "white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere; font-family: monospace; color: inherit; user-select: all; border: 1px solid; padding: 6px; margin: 0"
-    return drawing.page(f'<pre style="{style}">{html.escape(summary["commands"][kind])}</pre>')
+    text = html.escape(summary["commands"][kind])
+    if kind in ("accelerate", "diffusers"):
+        text = re.sub(
+            r"(?<!\S)--\w+(?: (?!--)\S{1,30}(?!\S))?", r'<span style="white-space: nowrap">\g<0></span>', text
+        )
+    return drawing.page(f'<pre style="{style}">{text}</pre>')
 
 
 def running_html(progress, said=""):
@@ -617,12 +812,9 @@ def running_html(progress, said=""):
 
 def runs_html(trials, grid=None):
     """Curves, pictures and, for a sweep, the heat map of the runs so far. trials: as of `Trials.progress`."""
-    import base64
-    from pathlib import Path
-
     ends = [len(one["updates"]) if one["state"] == "stopped" else one["total_updates"] for one in trials.values()]
     end = max(ends, default=1) or 1
-    parts = []
+    parts = [f"<h4>{'The latest sweep' if grid else 'Runs, one over the other'}</h4>"]
     if grid:
         ranks, rates = grid
         last = {
@@ -643,18 +835,43 @@ def runs_html(trials, grid=None):
         "learning rate": _series(trials, "lr"),
         "norm of the gradient, before clipping": _series(trials, "grad_norm"),
     }
-    for title, curves in lines.items():
-        parts.append(drawing.svg_lines(curves, title, "optimizer updates", end, from_zero="loss" not in title))
-    if not grid:
-        for name, one in trials.items():
-            for update, path in one["samples"]:
-                data = base64.b64encode(Path(path).read_bytes()).decode()
-                words = f"pictures after {update} updates: {name}"
-                parts.append(
-                    f'<figure style="margin: 4px 0"><img alt="{html.escape(words)}" src="data:image/png;base64,{data}" '
-                    f'style="max-width: 100%"><figcaption>{html.escape(words)}</figcaption></figure>'
-                )
-    return drawing.page(*parts)
+    curves = [
+        drawing.svg_lines(curves, title, "optimizer updates", end, from_zero="loss" not in title)
+        for title, curves in lines.items()
+    ]
+    frames = "".join(f"<div>{one}</div>" for one in curves if one)
+    drawn = "" if grid else pictures_html(trials)
+    return drawing.page(*parts, drawn, f'<div style="{GRID}">{frames}</div>')
+
+
+def pictures_html(trials):
+    """What the runs draw, as a table: a column for each prompt; the style's own pictures, the base model's, then every run's."""
+    import base64
+    from pathlib import Path
+
+    from lora_kit.trials import PROMPTS
+
+    def strip(path):
+        return base64.b64encode(Path(path).read_bytes()).decode()
+
+    samples = [(name, done, path) for name, one in trials.items() for done, path in one["samples"]]
+    rows = {strip(one["target"]): "the goal: the style's own pictures" for one in trials.values() if one.get("target")}
+    rows |= {strip(path): "the base model, before training" for _, done, path in samples[:1] if done == 0}
+    rows = [(words, data) for data, words in rows.items()]
+    rows += [(f"{name}, after {done} updates", strip(path)) for name, done, path in samples if done]
+    if not rows:
+        return ""
+    cell = "padding: 1px 8px 1px 0; text-align: left; font-weight: normal"
+    head = "".join(f'<th scope="col" style="{cell}; width: 84px">{html.escape(one)}</th>' for one in PROMPTS)
+    lines = [
+        f'<tr><td colspan="{len(PROMPTS)}" style="padding: 1px 0"><img alt="{html.escape(", ".join(PROMPTS) + ": " + words)}" '
+        f'src="data:image/png;base64,{data}" style="display: block; width: {92 * len(PROMPTS)}px; max-width: none"></td>'
+        f'<th scope="row" style="{cell}; padding-left: 8px">{html.escape(words)}</th></tr>'
+        for words, data in rows
+    ]
+    title = '<caption style="text-align: left; padding: 8px 0 4px">What is drawn for words that no run trains on, with the same noise each time</caption>'
+    table = f'<table style="border-collapse: collapse; line-height: 1.3">{title}<tr>{head}<td></td></tr>{"".join(lines)}</table>'
+    return f'<div style="overflow-x: auto">{table}</div>'
 
 
 def _series(trials, key):

@@ -68,7 +68,7 @@ def summarize(settings, num_examples, num_processes=1, trainers=(), cursor=None)
             curves.append(expected)
         said = _said(config, steps, alone)
     for key in trainers:
-        curves.append(_trainer_curve(key, config, steps, cursor))
+        curves.append(_trainer_curve(key, config, steps, cursor, curves[0]))
     summary |= dict(said=said, steps=steps.rows(), total_updates=steps.total_updates)
     summary |= dict(warmup=steps.lr_warmup_steps, updates_per_epoch=steps.updates_per_epoch, curves=curves)
     summary |= dict(peak=config.peak_learning_rate(num_processes), optimizer=_optimizer(config, curves[0]))
@@ -148,8 +148,9 @@ def _curve(label, kind, note, config, steps, rates, cursor, updates=None):
     )  # fmt: skip
 
 
-def _trainer_curve(key, config, steps, cursor):
-    """The curve of another trainer; where it has no such schedule, one without points and a note that says so."""
+def _trainer_curve(key, config, steps, cursor, run):
+    """The curve of another trainer; where it has no such schedule, one without points. Its note says how it differs from
+    `run`, this kit's curve, and what is to be known of that trainer."""
     trainer = rosetta.TRAINERS[key]
     asked = SimpleNamespace(
         **{name: getattr(config, name) for name in config.__dataclass_fields__ if name != "lr_warmup_steps"},
@@ -162,9 +163,30 @@ def _trainer_curve(key, config, steps, cursor):
         return rosetta.trainer_rates(key, config, steps, updates)
 
     try:
-        return _curve(trainer.name, key, about, asked, steps, rates, cursor)
+        curve = _curve(trainer.name, key, about, asked, steps, rates, cursor)
+        return curve | dict(note=f"{_compared(curve, run)} {about}")
     except ValueError as error:
         return _curve(trainer.name, key, f"{error}. {about}", asked, steps, lambda *nothing: [], cursor, updates=[])
+
+
+def _compared(curve, run):
+    """How another trainer's rates differ from those of this kit in the run at hand, in a sentence. Both at the same updates."""
+    high = max(run["rates"])
+    if all(
+        math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-3 * high)
+        for one, other in zip(curve["rates"], run["rates"], strict=True)
+    ):
+        return "In this run: the same rates as here."
+
+    def about(one):
+        top = max(one["rates"])
+        return one["updates"][one["rates"].index(top)], top, one["rates"][-1]
+
+    (first, top, last), (first_here, top_here, last_here) = about(curve), about(run)
+    return (
+        f"In this run: at most {top:.3g}, first at update {first:,}, and {last:.3g} at the last; "
+        f"here at most {top_here:.3g}, first at update {first_here:,}, and {last_here:.3g} at the last."
+    )
 
 
 def _optimizer(config, run):

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from lora_kit.config import ConfigWarning, TrainingConfig, check_step_rules
 from lora_kit.steps import Steps
-from lora_kit.styles import STYLES, emoji_captions, held_out, svg_path
+from lora_kit.styles import STYLES, emoji_captions, held_out, load_style, svg_path
 from lora_kit.training import METRICS, collecting_later, train
 
 SIDE = 64  # pixels, of the embedded model
@@ -166,7 +166,7 @@ class Trials:
 
         A trial: state ("waiting", "starting", "running", "done", "failed" or "stopped"); total_updates; of each update
         the lists updates (0 is the first), loss, lr, grad_norm; fixed, (updates done, `fixed_loss`); samples, (updates
-        done, path of a PNG); error, a line or None; seconds since it left "waiting". An update counts what went before
+        done, path of a PNG); target, the path of a PNG of the style's own pictures of the prompts, or None; error, a line or None; seconds since it left "waiting". An update counts what went before
         it, updates done what went before the measurement: (0, loss) in fixed is the base model's.
         """
         with self._lock:
@@ -199,7 +199,9 @@ class _Trial:
     def __init__(self, settings):
         self.folder, self.places, self.began = Path(settings["output_dir"]), {EVENTS: 0, METRICS: 0}, None
         lists = {name: [] for name in ("updates", "loss", "lr", "grad_norm", "fixed", "samples")}
-        self.shown = dict(state="waiting", total_updates=settings["max_train_steps"], **lists, error=None, seconds=0.0)
+        self.shown = dict(
+            state="waiting", total_updates=settings["max_train_steps"], **lists, target=None, error=None, seconds=0.0
+        )
 
     def read(self):
         if self.shown["state"] in ENDED:
@@ -211,6 +213,7 @@ class _Trial:
                 self.shown["updates"].append(record["update"])
                 for name in ("loss", "lr", "grad_norm"):
                     self.shown[name].append(record[name])
+            self.shown["target"] = record.get("target", self.shown["target"])
             for name in {"fixed", "samples"} & record.keys():
                 self.shown[name].append(tuple(record[name]))
         if self.shown["state"] not in ENDED:
@@ -294,7 +297,6 @@ def fixed_inputs(style, models, pictures=16, repeats=2):
 
     from lora_kit.data import CaptionedImages
     from lora_kit.encoding import encode
-    from lora_kit.styles import load_style
 
     records = load_style(style, "held_out", size=SIDE)
     records = records[:: len(records) // pictures][:pictures]
@@ -338,6 +340,17 @@ def sample(unet, models, prompts):
     return Image.fromarray(np.concatenate([np.asarray(image) for image in images], axis=1))
 
 
+def target(style, prompts):
+    """A strip like that of `sample` of the style's own pictures; None where it lacks one of the prompts."""
+    import numpy as np
+    from PIL import Image
+
+    pictures = {record["text"]: record["image"] for record in load_style(style, size=SIDE)}
+    if not prompts or not pictures.keys() >= set(prompts):
+        return None
+    return Image.fromarray(np.concatenate([np.asarray(pictures[prompt]) for prompt in prompts], axis=1))
+
+
 def main(path):
     """Train what a plan.json of `Trials` lists. A trial that fails writes its error; the next one goes on."""
     plan = json.loads(Path(path).read_text())
@@ -368,6 +381,10 @@ def _train_one(config, plan, folder, file, collect):
         write(state="running", time=time.time())
         models = load_models(config, parts=("tokenizer", "text_encoder", "vae", "noise_scheduler"))
         inputs = fixed_inputs(config.style, models)
+        if wanted := target(config.style, plan["prompts"]):
+            path = folder / "target.png"
+            wanted.save(path)
+            write(target=str(path))
         measure(0, unet)
 
     def measure(done, unet):

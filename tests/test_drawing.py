@@ -2,11 +2,15 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 
 from lora_kit.config import LR_SCHEDULERS
 from lora_kit.drawing import (
     LEFT,
+    LEGEND,
     LOOKS,
     RIGHT,
     html_heat_map,
@@ -17,6 +21,7 @@ from lora_kit.drawing import (
     svg_lines,
     svg_memory,
     table,
+    thinned,
     ticks,
 )
 from lora_kit.memory import memory
@@ -82,10 +87,74 @@ def test_every_axis_places_updates_where_they_are(axis):
     svg = svg_learning_rates(made, axis)
     run, expected = made["curves"]
     end = max(run["ends"][axis], expected["ends"][axis])
+    high = max(max(run["rates"]), max(expected["rates"])) * 1.05
     for curve, (colour, _) in zip((run, expected), LOOKS, strict=False):
-        wanted = [LEFT + (RIGHT - LEFT) * place / end for place in curve["passed"][axis]]
-        assert [x for x, _ in lines(svg)[colour]] == pytest.approx(wanted, abs=0.06)
+        x = [LEFT + (RIGHT - LEFT) * place / end for place in curve["passed"][axis]]
+        y = [230 - 200 * rate / high for rate in curve["rates"]]
+        drawn = lines(svg)[colour]
+        assert {place for place, _ in drawn} <= {round(place, 1) for place in x}
+        near = [np.interp(np.array(x) + shift, *zip(*drawn, strict=True)) for shift in np.linspace(-0.1, 0.1, 41)]
+        assert np.abs(np.array(near) - y).min(axis=0).max() < 0.5
+        assert (drawn[0][0], drawn[-1][0]) == pytest.approx((x[0], x[-1]), abs=0.06)
     assert AXES[axis] in texts(svg)
+
+
+@given(some.lists(some.tuples(some.integers(0, 60), some.floats(0, 200)), min_size=1, max_size=80))
+def test_a_thinned_curve_passes_the_points_left_out(points):
+    points.sort(key=lambda point: point[0])
+    kept = thinned(points, 0.5)
+    assert kept[0] == points[0] and kept[-1] == points[-1]
+    places = iter(points)
+    assert all(one in places for one in kept)  # in their order
+    alone = [point for point in points if sum(x == point[0] for x, _ in points) == 1]
+    for x, y in alone:
+        if [one for one, _ in kept].count(x) == 0:
+            left = max((point for point in kept if point[0] < x), key=lambda point: point[0])
+            left = [point for point in kept if point[0] == left[0]][-1]
+            right = next(point for point in kept if point[0] > x)
+            there = left[1] + (right[1] - left[1]) * (x - left[0]) / (right[0] - left[0])
+            assert abs(there - y) <= 1.01 * 0.5
+
+
+def test_a_long_run_is_drawn_with_few_points():
+    made = summary(max_train_steps=100_000, lr_scheduler="cosine_with_restarts", lr_num_cycles=3, lr_warmup_steps=2000)
+    assert len(made["updates"]) > 390 and len(lines(svg_learning_rates(made))[LOOKS[0][0]]) < 200
+
+
+def test_a_resting_pointer_reads_the_rates():
+    made = summary(4, cursor=150, lr_warmup_steps=100)
+    svg = svg_learning_rates(made, cursor=150, pinned=[("A", summary(num_train_epochs=1)["curves"][0])])
+    strips = [one for one in ElementTree.fromstring(svg).find(f"{SVG}g").iter(f"{SVG}rect")]
+    edges = [(float(one.get("x")), float(one.get("width"))) for one in strips]
+    assert edges[0][0] == LEFT and edges[-1][0] + edges[-1][1] == pytest.approx(RIGHT, abs=0.2)
+    words = [one.find(f"{SVG}title").text for one in strips]
+    place = int(1200 * 0.5 / len(strips))
+    run, expected = made["curves"]
+    rates = [rate_at(curve, "updates", place) for curve in (run, expected)]
+    assert words[0].startswith(
+        f"update {place}: {rates[0]:.4g} as applied; {rates[1]:.4g} one process, no accumulation"
+    )
+    assert words[-1].startswith("update 1,187: ended as applied; ") and words[-1].endswith("; ended A")
+    assert "epoch 0.12: " in svg_learning_rates(summary(), "epochs")
+    assert "<title>a</title>" in svg_lines([("a", [(0, 1.0), (10, 0.5)])], "loss", "x", 10)
+
+
+def test_names_of_the_axis_stand_clear_of_its_numbers():
+    for rate in (1.25e-4, 2.5e-5, 3e-3, 1.3e-5):
+        root = ElementTree.fromstring(svg_learning_rates(summary(learning_rate=rate)))
+        numbers = [one for one in root.iter(f"{SVG}text") if one.get("text-anchor") == "end" and one.text[0].isdigit()]
+        widest = max(len(one.text) for one in numbers) * 7.3  # DejaVu Sans at 12 pixels: 7.6 a digit, 3.8 a point
+        assert LEFT - 8 - widest > 16
+
+
+def test_a_long_name_in_the_legend_has_several_lines():
+    name = "pinned A: cosine_with_restarts, rate 0.001, warm-up 100, rank 4, 4 processes"
+    svg = svg_learning_rates(summary(), pinned=[(name, summary(learning_rate=2e-3)["curves"][0])])
+    found = texts(svg)
+    first = next(index for index, one in enumerate(found) if one.startswith("pinned A"))
+    assert " ".join(found[first : first + 2]) == name and max(map(len, found)) <= LEGEND
+    root = ElementTree.fromstring(svg)
+    assert max(float(one.get("y", 0)) for one in root.iter(f"{SVG}text")) < float(root.get("height"))
 
 
 def test_the_expected_curve_is_left_out_where_it_is_the_same():

@@ -1,5 +1,7 @@
 import dataclasses
 import html
+import math
+import re
 import subprocess
 import sys
 import warnings
@@ -20,7 +22,9 @@ from lora_kit.explore import (
     explorer,
     findings_html,
     memory_html,
+    notes_html,
     picture_html,
+    pictures_html,
     running_html,
     runs_html,
     steps_html,
@@ -28,6 +32,7 @@ from lora_kit.explore import (
 from lora_kit.presets import PRESETS
 from lora_kit.rosetta import TRAINERS
 from lora_kit.summary import summarize
+from lora_kit.trials import PROMPTS
 
 START = dict(style="outlined", learning_rate=1e-3, lr_scheduler="cosine", train_batch_size=4, num_train_epochs=12)
 
@@ -41,6 +46,7 @@ def shown(page):
     wanted = dict(
         picture=picture_html(summary, state.axis, state.log, cursor, state.pinned),
         findings=findings_html(summary),
+        notes=notes_html(summary),
         steps=steps_html(summary),
         memory=memory_html(summary["memory"], state.settings.get("use_8bit_adam", False)),
         command=command_html(summary, page.kind.value),
@@ -143,6 +149,85 @@ def test_what_a_reader_typed_is_escaped():
     assert "<i>" not in page.told.value and "&lt;i&gt;" in page.told.value
 
 
+def test_a_number_beyond_the_slider_is_taken():
+    page = explorer(max_train_steps=10_000)
+    for name, text, value in (
+        ("lr_warmup_steps", "5000", 5000), ("learning_rate", "2e-9", 2e-9), ("rank", "1e3", 1000), ("adam_beta2", "0.5", 0.5),
+        ("num_processes", "64", 64), ("lr_warmup_steps", "7", 7), ("learning_rate", "1.23456e-3", 1.23456e-3),
+    ):  # fmt: skip
+        page.numbers[name].value = text
+        kept = page.state.num_processes if name == "num_processes" else page.state.settings[name]
+        assert kept == page.knobs[name].value == value == float(page.numbers[name].value), name
+        assert page.knobs[name].min <= (math.log10(value) if name == "learning_rate" else value)
+        shown(page)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("lr_warmup_steps", "-3", "lr_warmup_steps -3 must be at least 0: it stays 0"),
+        ("lr_warmup_steps", "0.1", "lr_warmup_steps 0.1 is not a whole number: it stays 0"),
+        ("learning_rate", "fast", "learning_rate 'fast' is no number: it stays 0.001"),
+        ("learning_rate", "0", "learning_rate 0.0 must be greater than 0: it stays 0.001"),
+        ("adam_beta1", "1,5", "adam_beta1 '1,5' is no number: it stays 0.9"),
+        ("adam_epsilon", "nan", "adam_epsilon nan is not a finite number: it stays 1e-08"),
+        ("num_processes", "0", "num_processes 0 is not a whole number of at least 1: it stays 1"),
+    ],
+)
+def test_a_number_that_can_not_be_is_said_and_changes_nothing(name, text, words):
+    page = explorer()
+    before = dataclasses.replace(page.state, settings=dict(page.state.settings))
+    page.numbers[name].value = text
+    assert f"✗ {html.escape(words)}" in page.hints[name].value and page.hints[name].layout.display is None
+    assert page.state == before and float(page.numbers[name].value) == page.knobs[name].value
+    page.knobs["lr_warmup_steps"].value = 30
+    assert "✗" not in page.hints[name].value
+    shown(page)
+
+
+def test_a_count_that_can_not_be_is_said_and_changes_nothing():
+    page = explorer(max_train_steps=300)
+    for name, wrong, words in (("num_examples", 0, "it stays 400"), ("max_train_steps", -1, "it stays 300")):
+        page.knobs[name].value = wrong
+        assert f"✗ {name} {wrong}" in page.hints[name].value and words in page.hints[name].value
+        assert (page.state.num_examples, page.state.settings["max_train_steps"]) == (400, 300)
+        assert page.knobs[name].value in (400, 300)
+        shown(page)
+
+
+def test_one_group_of_knobs_is_open():
+    page = explorer()
+    for title, names in GROUPS.items():
+        page.group.value = title
+        assert [name for name, box in page.groups.items() if box.layout.display is None] == [title]
+        inside = {knob for row in page.groups[title].children for knob in (row, *getattr(row, "children", ()))}
+        assert {page.knobs[name] for name in names} <= inside
+
+
+def test_a_preset_is_shown_as_long_as_the_settings_are_its():
+    page = explorer()
+    name = "diffusers' guide to LoRA"
+    page.preset.value = name
+    assert page.preset.value == name and "✓ Read" in page.told.value
+    page.axis.value = "images"  # changes no setting
+    assert page.preset.value == name
+    page.knobs["rank"].value = 8
+    assert page.preset.value == "" and f"Started from <b>{html.escape(name)}</b>; changed since" in page.told.value
+    page.preset.value = name  # so it can be chosen again
+    assert page.state.settings.get("rank", 4) == 4 and page.preset.value == name
+    page.pasted.value = "python -m lora_kit.training --style outlined --learning_rate 1e-3 --lr_warmup_step 3"
+    page.read.click()
+    assert page.preset.value == name and page.pasted.value  # to be mended
+    page.pasted.value = page.pasted.value.replace("warmup_step", "warmup_steps")
+    page.read.click()
+    assert (page.preset.value, page.pasted.value) == ("", "") and "✓ Read" in page.told.value
+    page.numbers["rank"].value = "16"
+    assert "Started from <b>what was pasted</b>; changed since" in page.told.value
+    page.preset.value = next(name for name in PRESETS if name.startswith("puzzle"))
+    page.mend.click()
+    assert page.preset.value == "" and "changed since" in page.told.value
+
+
 def test_axis_scale_and_cursor():
     page = explorer(num_processes=2)
     for axis in ("images", "epochs", "micro_steps", "updates"):
@@ -187,7 +272,11 @@ def test_other_trainers_are_laid_over():
     page.trainers.value = tuple(TRAINERS)
     shown(page)
     for one in TRAINERS.values():
-        assert html.escape(one.name) in page.parts["picture"].value and one.source in page.parts["picture"].value
+        assert html.escape(one.name) in page.parts["picture"].value
+        assert f"<b>{html.escape(one.name)}.</b> In this run: " in page.parts["notes"].value
+        assert f'href="{one.source}"' in page.parts["notes"].value
+    page.trainers.value = ()
+    assert page.parts["notes"].value == ""
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -353,14 +442,19 @@ def quick(monkeypatch):
 
 @pytest.mark.slow
 def test_train_and_sweep(quick):
-    page = explorer(num_examples=399, train_batch_size=2, learning_rate=1e-3)
+    page = explorer(num_examples=399, train_batch_size=2, learning_rate=1e-3, lr_warmup_steps=720)  # of 2,400
     page.length.value = 10
     page.train.click()
     assert page.train.disabled and not page.stop.disabled
     page.following.join(120)
     runs = page.parts["runs"].value
     assert "1 done" in page.running.value and "10 of 10 updates" in page.running.value
-    assert runs.count("<svg") == 4 and "data:image/png;base64" in runs and "run 1: cosine, rate 0.001, rank 4" in runs
+    assert (
+        runs.count("<svg") == 4
+        and "data:image/png;base64" in runs
+        and "run 1: cosine, rate 0.001, warm-up 3, rank 4" in runs
+    )
+    assert runs.count("<img") == 4 and "the goal: the style" in runs and "hatching chick" in runs
     assert "max_train_steps 2400 is 10 here: a trial is a short run" in page.running.value
     assert (
         not page.train.disabled and page.stop.disabled
@@ -368,12 +462,15 @@ def test_train_and_sweep(quick):
     page.rates.value, page.ranks.value = "1e-4, 1e-3", "4"
     page.sweep.click()
     page.following.join(240)
-    assert "2 done" in page.running.value and page.parts["runs"].value.count("★") == 2  # in the title and at the lowest
+    assert (
+        "2 done" in page.running.value and page.parts["sweep"].value.count("★") == 2
+    )  # in the title and at the lowest
+    assert page.parts["runs"].value == runs and page.results.children == (page.parts["sweep"], page.parts["runs"])
     page.rates.value = "fast"
     page.sweep.click()
     assert "✗" in page.running.value and "fast" in page.running.value
     page.clear.click()
-    assert page.parts["runs"].value == "" and page.trials is None
+    assert page.parts["runs"].value == page.parts["sweep"].value == "" and page.trials is None
 
 
 def test_progress_of_runs_as_html():
@@ -390,6 +487,25 @@ def test_progress_of_runs_as_html():
     assert "…" in runs_html(progress["trials"], ([4], [1e-3]))
     done = {"learning_rate 0.001, rank 4": one | dict(state="done")}
     assert "★ 1.0000" in runs_html(done, ([4], [1e-3]))
+
+
+def test_pictures_stand_in_a_column_for_each_prompt(tmp_path):
+    def picture(name):
+        (tmp_path / name).write_bytes(name.encode())
+        return str(tmp_path / name)
+
+    base, goal = picture("base"), picture("goal")
+    runs = {
+        name: dict(samples=[(0, base), (10, picture(name))], target=goal) for name in ("run 1: a < b", "run 2: cosine")
+    }
+    text = pictures_html(runs)
+    assert [words for words in re.findall(r'scope="row"[^>]*>([^<]*)<', text)] == [
+        "the goal: the style&#x27;s own pictures", "the base model, before training",
+        "run 1: a &lt; b, after 10 updates", "run 2: cosine, after 10 updates",
+    ]  # fmt: skip
+    assert re.findall(r'scope="col"[^>]*>([^<]*)<', text) == list(PROMPTS)
+    assert text.count('alt="fox, octopus, birthday cake, hatching chick: ') == 4
+    assert pictures_html({"a": dict(samples=[], target=None)}) == ""
 
 
 def test_needs_no_torch():

@@ -172,6 +172,13 @@ def test_other_trainers_curves(key):
     config = TrainingConfig(**chosen)
     assert curve["kind"] == key and TRAINERS[key].source in curve["note"] and TRAINERS[key].read in curve["note"]
     assert curve["rates"] == trainer_rates(key, config, Steps.of(config, 400, 4), curve["updates"])
+    top = max(curve["rates"])
+    first = curve["updates"][curve["rates"].index(top)]
+    other = f"In this run: at most {top:.3g}, first at update {first:,}, and {curve['rates'][-1]:.3g} at the last; here at most 0.001"
+    alike = curve["rates"] == pytest.approx(summary["rates"], rel=1e-3, abs=1e-6)
+    assert curve["note"].startswith("In this run: the same rates as here." if alike else other)
+    same = summarize(settings(lr_scheduler="constant"), 400, 1, trainers=(key,))["curves"][-1]
+    assert same["note"].startswith("In this run: the same rates as here.")
 
 
 def test_a_schedule_that_a_trainer_lacks_is_said_in_its_note():

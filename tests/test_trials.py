@@ -20,7 +20,7 @@ from lora_kit.plots import read_metrics
 from lora_kit.schedules import rising_step_rules
 from lora_kit.styles import emoji_captions, held_out, load_style
 from lora_kit.training import LORA, METRICS, train
-from lora_kit.trials import PROMPTS, Trials, fixed_inputs, fixed_loss, sweep, trial_settings
+from lora_kit.trials import PROMPTS, Trials, fixed_inputs, fixed_loss, sweep, target, trial_settings
 
 SMALL = {"learning_rate": 1e-4, "train_batch_size": 2, "max_train_samples": 6}  # 3 updates an epoch
 UPDATES = 4
@@ -328,6 +328,11 @@ def test_samples(finished):
     for path in [*low.values(), *high.values()]:
         with Image.open(path) as image:
             assert (image.format, image.size, image.mode) == ("PNG", (64 * len(PROMPTS), 64), "RGB")
+    with Image.open(trial(finished, "low")["target"]) as image:
+        fox = next(one["image"] for one in load_style("outlined", "held_out", size=64) if one["text"] == PROMPTS[0])
+        assert image.size == (64 * len(PROMPTS), 64)
+        assert image.crop((0, 0, 64, 64)).tobytes() == fox.tobytes()
+    assert target("outlined", ["fox", "a fox that nobody drew"]) is None
     read = {done: (Path(low[done]).read_bytes(), Path(high[done]).read_bytes()) for done in low}
     assert read[0][0] == read[0][1]
     assert read[4][0] != read[4][1]

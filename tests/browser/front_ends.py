@@ -31,6 +31,7 @@ BROWSER_FLAGS = [
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # what a page wants from elsewhere is not there, at once
 ]
+AS_MAKE = {"JUPYTER_CONFIG_PATH": str(ROOT / "scripts" / "jupyter")}  # as `make lab` and `make explorer` start a server
 START = STOP = 60  # seconds
 SHOWN = 60_000  # milliseconds
 
@@ -110,8 +111,9 @@ def _answers(url):
 
 
 @contextlib.contextmanager
-def serving(name, folder):
-    """The front end "jupyterlab", "voila" or "widgets7", as long as the block runs. `folder`: for all that it writes."""
+def serving(name, folder, settings=AS_MAKE):
+    """The front end "jupyterlab", "voila" or "widgets7", as long as the block runs. `folder`: for all that it writes;
+    `settings`: environment variables, {} for a server as it comes."""
     notebooks, log = folder / "notebooks", folder / "server.log"
     notebooks.mkdir(parents=True)
     port = _free_port()
@@ -120,11 +122,13 @@ def serving(name, folder):
     no_news = folder / "jupyterlab_settings_dir" / "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     no_news.parent.mkdir(parents=True)
     no_news.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # or JupyterLab asks, over the page
+    if name == "widgets7":
+        settings = {}  # its server is too old for them
     url = f"http://127.0.0.1:{port}"
     with log.open("w") as out:
         process = subprocess.Popen(
             _command(name, notebooks, port),
-            env={**os.environ, **places, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **places, **settings, "PYTHONPATH": str(ROOT)},
             cwd=notebooks,
             stdout=out,
             stderr=subprocess.STDOUT,
