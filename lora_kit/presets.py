@@ -18,7 +18,7 @@ class Preset:
 
 
 PRESETS = {
-    "embedded model (notebook 5)": Preset(
+    "embedded model (notebook 05)": Preset(
         "python -m lora_kit.training --style outlined --resolution 64 --rank 16 --target_modules to_q to_k to_v to_out.0 "
         "ff.net.0.proj ff.net.2 proj_in proj_out conv1 conv2 conv_shortcut conv_in conv_out --learning_rate 2e-3 "
         "--lr_scheduler cosine --lr_warmup_steps 20 --train_batch_size 8 --max_train_steps 200 --mixed_precision no --seed 0",

@@ -203,7 +203,7 @@ def shown(cell):
 
 @pytest.mark.slow
 def test_the_first_cell_exchanges_nothing_and_what_follows_runs(tmp_path, source):
-    """Of notebook 3 all but the exercises, which trains a LoRA; then of notebook 6, in the same kernel, the explorer."""
+    """Of notebook 03 all but the exercises, which trains a LoRA; then of notebook 06, in the same kernel, the explorer."""
     if not WIDGETS7.is_dir():
         pytest.skip(f"{WIDGETS7} is missing: `make test` sets it up")
     colab = Colab(tmp_path, source)

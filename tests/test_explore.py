@@ -306,11 +306,11 @@ def test_the_preset_of_notebook_5_is_that_notebook_s():
     theirs = dataclasses.replace(names["config"], output_dir="sd-model-finetuned-lora", report_to="tensorboard")
     assert TrainingConfig(**{
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in read(PRESETS["embedded model (notebook 5)"].text)["settings"].items()
+        for name, value in read(PRESETS["embedded model (notebook 05)"].text)["settings"].items()
     }) == theirs  # fmt: skip
     from lora_kit.styles import load_style
 
-    assert PRESETS["embedded model (notebook 5)"].num_examples == len(load_style("outlined", "lora", size=64))
+    assert PRESETS["embedded model (notebook 05)"].num_examples == len(load_style("outlined", "lora", size=64))
 
 
 def test_the_puzzle_never_leaves_its_warm_up_until_it_is_mended():
