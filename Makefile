@@ -20,6 +20,11 @@ tutorial: $(READY) ## run every notebook; copies, HTML and pictures go to build/
 	@echo "Running the tutorial, about 11 minutes on two cores."
 	@HF_HUB_OFFLINE=1 $(BIN)/python scripts/run_tutorial.py
 
+# The three environments of the tests are set up at the same time.
+ifneq (,$(filter test,$(MAKECMDGOALS)))
+MAKEFLAGS += --jobs=3
+endif
+
 # All checks always happen, and each one fails the target. Tests and notebooks run two at a time, the longest file among the first,
 # and then, alone, the notebooks that launch processes; on the CPU, to whose bits they compare. Where there is a GPU, its own tests follow.
 LAUNCHING := notebooks/04_steps.ipynb notebooks/07_multi_gpu.ipynb notebooks/08_traps.ipynb
