@@ -62,12 +62,14 @@ format: $(READY) ## mend style where ruff can
 
 # torch stays at the release that the tutorial's figures were measured on.
 MEASURED := torch==2.13.0
+# From 3 on it wants Python 3.11.5; Debian 12 has 3.11.2.
+OLD_PYTHON := soupsieve<3
 
 lock: ## refresh requirements.lock from the ranges in pyproject.toml
 	@$(find-python); \
 	echo "Resolving the ranges in build/lock, 2 to 5 minutes."; \
 	$$python -m venv --clear build/lock && \
-	build/lock/bin/pip install -qq --disable-pip-version-check -e ".[lab,test]" "$(MEASURED)"
+	build/lock/bin/pip install -qq --disable-pip-version-check -e ".[lab,test]" "$(MEASURED)" "$(OLD_PYTHON)"
 	@{ echo "# Exact versions of all that the kit, its lab and its tests need. Not for editing: 'make lock' refreshes it"; \
 	echo "# from the ranges in pyproject.toml. CUDA's packages are left to torch: it pins its own where it has them."; \
 	build/lock/bin/pip freeze --exclude-editable > build/lock/freeze.txt && \
