@@ -14,12 +14,9 @@ from test_commands import changes as any_changes
 from lora_kit.commands import read, write
 from lora_kit.config import LR_SCHEDULERS, ConfigWarning, TrainingConfig
 from lora_kit.drawing import svg_learning_rates
-from lora_kit.explore import (
-    GROUPS,
-    RULES,
-    TARGET_SETS,
+from lora_kit.explore import GROUPS, RULES, TARGET_SETS, explorer
+from lora_kit.panels import (
     command_html,
-    explorer,
     findings_html,
     memory_html,
     notes_html,
