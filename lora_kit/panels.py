@@ -1,12 +1,24 @@
 """The panels of the explorer's page as HTML text: each a function of a summary, or of the runs so far."""
 
+import base64
 import html
 import math
 import re
+from pathlib import Path
 
 from lora_kit import drawing
 
 GRID = "display: grid; gap: 8px 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30em), 1fr))"
+
+
+def linked(text):
+    """A text as HTML, its addresses as links that show their last part."""
+    found = re.split(r"(https://[^\s,]+[^\s,.])", text)
+    return "".join(
+        f'<a href="{html.escape(one)}" target="_blank" rel="noopener" style="color: inherit">{html.escape(one.rpartition("/")[2])}</a>'
+        if index % 2 else html.escape(one)
+        for index, one in enumerate(found)
+    )  # fmt: skip
 
 
 def hint_html(typed=None, ignored=""):
@@ -148,10 +160,7 @@ def runs_html(trials, grid=None):
 
 def pictures_html(trials):
     """What the runs draw, as a table: a column for each prompt; the style's own pictures, the base model's, then every run's."""
-    import base64
-    from pathlib import Path
-
-    from lora_kit.trials import PROMPTS
+    from lora_kit.trials import PROMPTS  # only where there are runs: its imports take half as long as the page's own
 
     def strip(path):
         return base64.b64encode(Path(path).read_bytes()).decode()
@@ -178,13 +187,3 @@ def pictures_html(trials):
 
 def _series(trials, key):
     return [(name, [*zip(one["updates"], one[key], strict=True)]) for name, one in trials.items()]
-
-
-def linked(text):
-    """A text as HTML, its addresses as links that show their last part."""
-    found = re.split(r"(https://[^\s,]+[^\s,.])", text)
-    return "".join(
-        f'<a href="{html.escape(one)}" target="_blank" rel="noopener" style="color: inherit">{html.escape(one.rpartition("/")[2])}</a>'
-        if index % 2 else html.escape(one)
-        for index, one in enumerate(found)
-    )  # fmt: skip
