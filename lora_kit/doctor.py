@@ -110,18 +110,25 @@ class Findings(list):
         return "\n".join([*lines, "{} error(s), {} warning(s), {} fine".format(*counts)])
 
     def _repr_html_(self):
+        def cell(content, look=""):
+            return f'<td style="text-align: left; vertical-align: top{look}">{content}</td>'
+
+        def text(words):  # a long name may break where a word of it ends
+            return html.escape(words).replace("_", "_<wbr>")
+
         def row(one):
             name = one.link.split("/")[1].split(".")[0]
             link = f'<a href="{html.escape(one.link.removeprefix("notebooks/"))}">{html.escape(name)}</a>'
-            texts = [f"{SYMBOLS[one.status]} {one.status}", one.check, one.value, one.reason, one.cure]
+            cure = f"<br><strong>cure:</strong> {text(one.cure)}" if one.cure else ""
+            more = "" if one.status == FINE else f"<br>explained in {link}"
             return (
-                "".join(f'<td style="text-align:left">{html.escape(text)}</td>' for text in texts)
-                + f'<td style="text-align:left">{link}</td>'
+                cell(f"{SYMBOLS[one.status]} {one.status}", "; white-space: nowrap")
+                + cell(f"<strong>{text(one.check)}</strong><br>{text(one.value)}")
+                + cell(text(one.reason) + cure + more)
             )
 
         head = "".join(
-            f'<th style="text-align:left">{name}</th>'
-            for name in ("", "check", "value", "reason", "cure", "explained in")
+            f'<th style="text-align: left">{name}</th>' for name in ("", "check and value", "reason and cure")
         )
         body = "".join(f"<tr>{row(one)}</tr>" for one in self)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
