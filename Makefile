@@ -7,8 +7,9 @@ BROWSER := $(VENV)/browser-ready
 WIDGETS7 := .venv-widgets7
 SITE := .venv-site
 
-# Two processes on few cores: OpenMP's threads sleep while they wait instead of spinning.
-export OMP_WAIT_POLICY ?= PASSIVE
+# OpenMP's threads spin for a moment while they wait, and then sleep. Spinning on, libgomp's default, starves other
+# processes on few cores; sleeping at once can nearly double the time of an update where waking up is slow.
+export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
 .PHONY: help tutorial test lab explorer site format lock clean
