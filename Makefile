@@ -18,7 +18,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 tutorial: $(READY) ## run every notebook; copies, HTML and pictures go to build/tutorial
-	@echo "Running the tutorial, about 11 minutes on two cores."
+	@echo "Running the tutorial, about 8 minutes on two cores."
 	@HF_HUB_OFFLINE=1 $(BIN)/python scripts/run_tutorial.py
 
 # The three environments of the tests are set up at the same time.
