@@ -27,9 +27,9 @@ class HeldOut:
         import torch
 
         from lora_kit.config import TrainingConfig
-        from lora_kit.data import CaptionedImages, TrainingPictures
+        from lora_kit.data.images import CaptionedImages, TrainingPictures
         from lora_kit.models import load_models
-        from lora_kit.styles import load_style
+        from lora_kit.data.emoji import load_style
 
         config = TrainingConfig(style=STYLE, learning_rate=1e-3, resolution=SIDE)
         self.models = load_models(config)
@@ -91,7 +91,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    from lora_kit.styles import load_style
+    from lora_kit.data.emoji import load_style
 
     pictures, runs = args.work / f"{STYLE}-{SIDE}", args.work / "held-out-runs"
     write_pictures(pictures, ((record["image"], record["text"]) for record in load_style(STYLE, "lora", size=SIDE)))

@@ -11,8 +11,8 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
-from .optimizers import MIN_8BIT_ELEMENTS, expected_state_bytes
-from .parameters import DEFAULT_TARGET_MODULES
+from lora_kit.optimizers import MIN_8BIT_ELEMENTS, expected_state_bytes
+from lora_kit.config import TARGET_MODULES
 
 SHAPES = Path(__file__).parent / "model_shapes.json"
 MODELS = {  # pretrained_model_name_or_path: title
@@ -25,7 +25,7 @@ MODELS = {  # pretrained_model_name_or_path: title
 WEIGHT_BYTES = {"no": 4, "fp16": 2, "bf16": 2}  # mixed_precision: bytes of one frozen weight
 
 
-def lora_shapes(model, rank=4, target_modules=DEFAULT_TARGET_MODULES):
+def lora_shapes(model, rank=4, target_modules=TARGET_MODULES):
     """The shapes of a LoRA's tensors, as a list of tuples: A, then B, for each module that it adapts.
 
     A linear module has A (rank, in) and B (out, rank); a convolution A (rank, in, height, width) and
@@ -45,7 +45,7 @@ def lora_shapes(model, rank=4, target_modules=DEFAULT_TARGET_MODULES):
     modules = _about(model)["modules"]
     targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not targets:
-        raise ValueError(f"target_modules is empty: name modules such as {DEFAULT_TARGET_MODULES}")
+        raise ValueError(f"target_modules is empty: name modules such as {TARGET_MODULES}")
     for target in targets:
         if not any(_matches(name, target) for name, _, _ in modules):
             raise ValueError(f"no module matched {target!r}; {_hint(target, [name for name, _, _ in modules])}")
@@ -56,7 +56,7 @@ def lora_shapes(model, rank=4, target_modules=DEFAULT_TARGET_MODULES):
     return shapes
 
 
-def memory(model, rank=4, target_modules=DEFAULT_TARGET_MODULES, use_8bit_adam=False, mixed_precision="no"):
+def memory(model, rank=4, target_modules=TARGET_MODULES, use_8bit_adam=False, mixed_precision="no"):
     """What stays in memory from the first update on, in bytes and counts, as a dict.
 
     base: the UNet's frozen weights, 4 bytes each, in fp16 and bf16 2. lora, gradients: the trained weights and their
@@ -122,4 +122,4 @@ def _hint(target, names):
         return "equal blocks are counted together here: leave their numbers out"
     ends = {".".join(name.split(".")[-length:]) for name in names for length in (1, 2)}
     close = difflib.get_close_matches(target, sorted(end for end in ends if not end.isdigit() and "*" not in end), 1)
-    return f"did you mean {close[0]!r}?" if close else f"the usual ones are {DEFAULT_TARGET_MODULES}"
+    return f"did you mean {close[0]!r}?" if close else f"the usual ones are {TARGET_MODULES}"

@@ -1,11 +1,15 @@
 """The base model: where it is, and its parts, frozen."""
 
-import logging
-import sys
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lora_kit.config import TrainingConfig
+from lora_kit.system.imports import bars_for_downloads_only, quiet_imports
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded_model"
 
@@ -20,7 +24,7 @@ class Models(NamedTuple):
     noise_scheduler: Any
 
 
-def model_path(name):
+def model_path(name: str) -> str:
     """What `from_pretrained` takes: the folder of the embedded model for "embedded", else `name` as it is.
 
     Raises ValueError for a folder that is missing or is no model, before any hub is asked for it.
@@ -44,65 +48,9 @@ def model_path(name):
     return text
 
 
-def quiet_imports():
-    """Keep diffusers and bitsandbytes from reporting two optional packages that nothing here uses; call it first.
-
-    torchvision: diffusers' IP-Adapter code asks for image processors, and transformers says that it takes the PIL ones.
-    No LoRA keys: this kit trains the UNet only, so its files have none for the text encoder.
-    kernels: on CPUs with AVX512-BF16 bitsandbytes looks for a 4-bit kernel. Every other message still comes through.
-    """
-    for logger, words in (
-        ("transformers.utils.import_utils", "requires torchvision (not installed)"),
-        ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"),
-        ("diffusers.loaders.lora_base", "No LoRA keys associated to CLIPTextModel"),
-    ):
-        logger = logging.getLogger(logger)
-        if not any(getattr(one, "words", None) == words for one in logger.filters):
-            logger.addFilter(_Without(words))
-
-
-@contextmanager
-def without_bitsandbytes():
-    """A block in which bitsandbytes can't be found, which diffusers and peft import, for a second, where it can.
-
-    For a process that only trains: what diffusers has imported so can't load a quantized model any more.
-    """
-    if "bitsandbytes" in sys.modules:
-        yield
-        return
-    sys.modules["bitsandbytes"] = None
-    try:
-        yield
-    finally:
-        sys.modules.pop("bitsandbytes", None)
-
-
-class _Without:
-    def __init__(self, words):
-        self.words = words
-
-    def filter(self, record):
-        return self.words not in str(record.msg)
-
-
-@contextmanager
-def _no_bars_for(path):
-    """No progress bars while a local folder is read, which takes a moment; a download keeps its own."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    libraries = [diffusers.utils.logging, transformers.utils.logging] if Path(path).is_dir() else []
-    libraries = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in libraries:
-            library.enable_progress_bar()
-
-
-def load_models(config, dtype=None, parts=Models._fields):
+def load_models(
+    config: TrainingConfig, dtype: "torch.dtype | None" = None, parts: tuple[str, ...] = Models._fields
+) -> Models:
     """`Models` for a `TrainingConfig`: in `dtype` (float32 if left out), on the CPU, all frozen, in eval mode.
 
     Parts that are not named in `parts` are None: neither they nor the classes that they need are loaded. Training puts
@@ -130,7 +78,7 @@ def load_models(config, dtype=None, parts=Models._fields):
             "folder has none"
         )
     loaded = dict.fromkeys(sources)
-    with _no_bars_for(path):
+    with bars_for_downloads_only(path):
         for part in parts:
             library, name, folder, options = sources[part]
             kind = getattr(import_module(library), name)
@@ -148,7 +96,7 @@ def load_models(config, dtype=None, parts=Models._fields):
     return models
 
 
-def load_pipeline(name="embedded", **options):
+def load_pipeline(name: str = "embedded", **options: Any) -> "StableDiffusionPipeline":
     """A StableDiffusionPipeline that draws without progress bars; `options` go to its `from_pretrained`.
 
     The safety checker stays out: the embedded model has none, and Stable Diffusion's is a second model of 1.2 GB.
@@ -162,7 +110,7 @@ def load_pipeline(name="embedded", **options):
 
     if "safety_checker" not in options:
         options = {**options, "safety_checker": None, "requires_safety_checker": False}
-    with _no_bars_for(path):
+    with bars_for_downloads_only(path):
         pipeline = StableDiffusionPipeline.from_pretrained(path, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

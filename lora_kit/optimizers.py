@@ -3,7 +3,7 @@
 import math
 import warnings
 
-from .models import quiet_imports
+from lora_kit.system.imports import quiet_imports
 
 MIN_8BIT_ELEMENTS = 4096  # bitsandbytes' min_8bit_size: smaller tensors keep 32-bit state
 BLOCK = 256  # elements that share one scale (absmax) in 8-bit state

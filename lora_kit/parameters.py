@@ -1,13 +1,10 @@
 """The parameter filter: freeze the base, add the LoRA, and hold what is left to train as a list."""
 
-import difflib
-
-from .models import quiet_imports
-
-DEFAULT_TARGET_MODULES = ("to_k", "to_q", "to_v", "to_out.0")
+from lora_kit.config import TARGET_MODULES
+from lora_kit.system.imports import quiet_imports
 
 
-def add_lora(unet, rank=4, target_modules=DEFAULT_TARGET_MODULES, lora_alpha=None, upcast=True):
+def add_lora(unet, rank=4, target_modules=TARGET_MODULES, lora_alpha=None, upcast=True):
     """Freeze `unet`, give it a LoRA, and get its parameters as a list: A (rank, in) and B (out, rank) per module.
 
     A starts as noise of standard deviation 1 / rank and B as zeros, so the output is unchanged until the first update.
@@ -53,19 +50,19 @@ def _check_targets(model, targets):
     # a module that holds, or has held, another adapter is wrapped by peft: its base_layer counts
     able = [name for name, module in modules.items() if isinstance(getattr(module, "base_layer", module), adaptable)]
     if not targets:
-        raise ValueError(f"target_modules is empty: name modules such as {DEFAULT_TARGET_MODULES}")
+        raise ValueError(f"target_modules is empty: name modules such as {TARGET_MODULES}")
     for target in targets:
         found = [name for name in modules if name == target or name.endswith(f".{target}")]
         if not found:
             ends = {".".join(name.split(".")[-length:]) for name in able for length in (1, 2)}
             ends = [end for end in sorted(ends) if not end.isdigit()]
             close = difflib.get_close_matches(target, ends, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the usual ones are {DEFAULT_TARGET_MODULES}"
+            hint = f"did you mean {close[0]!r}?" if close else f"the usual ones are {TARGET_MODULES}"
             raise ValueError(f"no module matched {target!r}; {hint}")
         for name in found:
             if name not in able:
                 inside = [one[len(name) - len(target) :] for one in able if one.startswith(f"{name}.")]
-                hint = f"did you mean {inside[0]!r}?" if inside else f"the usual ones are {DEFAULT_TARGET_MODULES}"
+                hint = f"did you mean {inside[0]!r}?" if inside else f"the usual ones are {TARGET_MODULES}"
                 kind = type(modules[name]).__name__
                 raise ValueError(
                     f"{target!r} matched {kind} modules, but a LoRA adapts linear and convolution ones; {hint}"

@@ -54,7 +54,7 @@ def plot_summary(summary, axis="updates", axes=None):
     """
     import matplotlib.pyplot as plt
 
-    from lora_kit.summary import AXES
+    from lora_kit.explorer.summary import AXES
 
     if axes is None:
         _, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")

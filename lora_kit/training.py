@@ -19,7 +19,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lora_kit.checkpoints import checkpoints, compare, newest_whole, put_in_place, read, seal
+from lora_kit.output.checkpoints import checkpoints, compare, newest_whole, put_in_place, read, seal
 from lora_kit.config import parse_args
 
 METRICS, LORA, LOCK = "metrics.jsonl", "pytorch_lora_weights.safetensors", "run.lock"
@@ -326,8 +326,8 @@ class _Run:
         """The data set, encoded once for all processes of a machine; VAE and text encoder stay only where needed."""
         import torch
 
-        from lora_kit.data import TrainingPictures, collate, load_images, local_folder
-        from lora_kit.encoding import EncodedPictures, EncodingCache, batch_sizes, encode
+        from lora_kit.data.images import TrainingPictures, collate, load_images, local_folder
+        from lora_kit.data.encoding import EncodedPictures, EncodingCache, batch_sizes, encode
         from lora_kit.models import Models, load_models
         from lora_kit.steps import Steps
 

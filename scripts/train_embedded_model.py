@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lora_kit.styles import STYLES, emoji_captions, load_style
+from lora_kit.data.emoji import STYLES, emoji_captions, load_style
 
 VOCABULARY, LENGTH, GUIDANCE, SAMPLING_STEPS = 2048, 24, 3.0, 20
 GRID_PROMPTS = 48

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lora_kit.config import LR_SCHEDULERS, ConfigWarning, TrainingConfig
-from lora_kit.doctor import STATUSES, examine
+from lora_kit.doctor.examine import STATUSES, examine
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
 

@@ -19,8 +19,8 @@ from test_optimizers import tensors
 from test_steps import run_command
 from test_training import config, digest, optimizer_state, records, trained_unet, updates, without_time
 
-from lora_kit.checkpoints import checkpoints
-from lora_kit.doctor import examine, try_run
+from lora_kit.output.checkpoints import checkpoints
+from lora_kit.doctor.examine import examine, try_run
 from lora_kit.launch import command_lines, free_port
 from lora_kit.models import load_models
 from lora_kit.optimizers import MIN_8BIT_ELEMENTS, expected_state_bytes, make_optimizer, state_bytes

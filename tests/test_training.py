@@ -483,7 +483,7 @@ def test_seeds(tmp_path):
 
 @pytest.mark.slow
 def test_each_epoch_crops_and_flips_anew(tmp_path, monkeypatch):
-    from lora_kit.data import TrainingPictures
+    from lora_kit.data.images import TrainingPictures
 
     told, set_epoch = [], TrainingPictures.set_epoch
     monkeypatch.setattr(TrainingPictures, "set_epoch", lambda self, epoch: told.append(epoch) or set_epoch(self, epoch))
@@ -540,7 +540,7 @@ def test_main_prints_what_was_done(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_lora_learns_the_style(tmp_path):
-    from lora_kit.data import TrainingPictures, collate, load_images
+    from lora_kit.data.images import TrainingPictures, collate, load_images
 
     made = config(tmp_path, max_train_samples=32, max_train_steps=24, train_batch_size=4)
     _, accelerator = run(tmp_path, max_train_samples=32, max_train_steps=24, train_batch_size=4)

@@ -18,7 +18,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PYTHONS = {"jupyterlab": sys.executable, "voila": sys.executable, "widgets7": ROOT / ".venv-widgets7/bin/python"}
-EXPLORER = "from lora_kit.explore import explorer\n\nexplorer()"
+EXPLORER = "from lora_kit.explorer.page import explorer\n\nexplorer()"
 KEPT = ROOT / "build" / "browser"  # screenshots
 PICTURE = ".jupyter-widgets svg[role=img]"
 BROWSER_FLAGS = [

@@ -10,9 +10,9 @@ import front_ends
 import pytest
 from playwright.sync_api import expect
 
-from lora_kit.explore import GROUPS, explorer
-from lora_kit.presets import PRESETS
-from lora_kit.rosetta import TRAINERS
+from lora_kit.explorer.page import GROUPS, explorer
+from lora_kit.explorer.presets import PRESETS
+from lora_kit.trainers.rosetta import TRAINERS
 
 SAME = """parts => {
     const shown = new Set([...document.querySelectorAll(".widget-html-content")].map(one => one.innerHTML));
@@ -32,7 +32,7 @@ class Both:
     def __init__(self, front_end, page, **settings):
         self.page, self.twin = page, explorer(**settings)
         arguments = ", ".join(f"{name}={value!r}" for name, value in settings.items())
-        front_end.show(page, f"from lora_kit.explore import explorer\n\nexplorer({arguments})")
+        front_end.show(page, f"from lora_kit.explorer.page import explorer\n\nexplorer({arguments})")
         self.same()
 
     def same(self):

@@ -1,0 +1,1 @@
+"""The explorer: turn a knob of the training configuration and see at once what it does."""

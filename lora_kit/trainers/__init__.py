@@ -1,0 +1,1 @@
+"""What other programs do with the same words."""
