@@ -68,3 +68,33 @@ def show_rows(rows, width=9.0):
         for edge in axis.spines.values():
             edge.set_visible(False)
     return figure
+
+
+def draw_validation(config, accelerator, unet, dtype, seed, folder, name):
+    """Draw config.num_validation_images pictures for validation_prompt with the UNet as it is now, as `folder`/`name`-N.png.
+
+    dtype: of VAE and text encoder. seed: of the noise, so that the pictures of all epochs start from the same. The UNet trains
+    on afterwards. Call it on the main process.
+    """
+    import torch
+
+    from lora_kit.models import load_pipeline
+
+    unet = accelerator.unwrap_model(unet)
+    pipeline = load_pipeline(
+        config.pretrained_model_name_or_path,
+        unet=unet,
+        revision=config.revision,
+        variant=config.variant,
+        cache_dir=config.cache_dir,
+    )
+    for part in (pipeline.vae, pipeline.text_encoder):
+        part.to(accelerator.device, dtype)
+    unet.eval()
+    generator = torch.Generator().manual_seed(seed)
+    folder.mkdir(exist_ok=True)
+    with accelerator.autocast():
+        for index in range(config.num_validation_images):
+            image = pipeline(config.validation_prompt, num_inference_steps=30, generator=generator).images[0]
+            image.save(folder / f"{name}-{index}.png")
+    unet.train()

@@ -96,6 +96,20 @@ def load_models(
     return models
 
 
+def speed_up(unet: Any, config: TrainingConfig) -> None:
+    """Apply the settings that trade a UNet's memory and time: gradient checkpointing, attention, compilation."""
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.enable_xformers_memory_efficient_attention:
+        unet.enable_xformers_memory_efficient_attention()
+    if config.attention == "plain":
+        from diffusers.models.attention_processor import AttnProcessor
+
+        unet.set_attn_processor(AttnProcessor())
+    if config.torch_compile:
+        unet.compile()
+
+
 def load_pipeline(name: str = "embedded", **options: Any) -> "StableDiffusionPipeline":
     """A StableDiffusionPipeline that draws without progress bars; `options` go to its `from_pretrained`.
 
