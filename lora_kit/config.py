@@ -7,7 +7,6 @@ latter: no warm-up unless asked for, and a rate that you choose. With match_diff
 
 import dataclasses
 import functools
-import types
 import typing
 import warnings
 from collections.abc import Mapping
@@ -250,13 +249,11 @@ def quiet_config(settings: Mapping[str, Any]) -> TrainingConfig:
 def kind_of(name: str) -> tuple[type, bool]:
     """(bool, int, float, str or tuple, whether it may be None) for the name of a setting, from its annotation."""
     hint = typing.get_type_hints(TrainingConfig)[name]
-    if isinstance(hint, types.UnionType):
-        return typing.get_args(hint)[0], True
-    return typing.get_origin(hint) or hint, False
+    optional = type(None) in typing.get_args(hint)
+    return (typing.get_args(hint)[0] if optional else typing.get_origin(hint) or hint), optional
 
 
 def check_setting(name: str, value: Any) -> Any:
     """`value` as the setting's type. Raises ValueError where it is none, or out of its bounds."""
     kind, optional = kind_of(name)
-    rules = FIELDS[name].metadata["rules"]
-    return checked(name, value, kind, optional, **({"low": 1} if kind is int else {}) | rules)
+    return checked(name, value, kind, optional, **({"low": 1} if kind is int else {}) | FIELDS[name].metadata["rules"])
