@@ -70,14 +70,14 @@ def memory(
 
     base: the UNet's frozen weights, 4 bytes each, in fp16 and bf16 2. lora, gradients: the trained weights and their
     gradients, float32. adam_32, adam_8: the optimizer's state in 32 bits and, with use_8bit_adam, in 8. parameters,
-    tensors: what is trained; small_parameters, small_tensors: of these, the tensors under 4,096 elements, whose state stays 32-bit.
-    rows: (shape, how many, bytes of state of each in 32 bits, in 8 bits) for each shape; adam_8 is their sum and, once,
-    the 2,048 bytes of the maps that all 8-bit tensors share.
+    tensors: what is trained; small_parameters, small_tensors: of these, the tensors under 4,096 elements, whose state
+    stays 32-bit. rows: (shape, how many, bytes of state of each in 32 bits, in 8 bits) for each shape; adam_8 is their
+    sum and, once, the 2,048 bytes of the maps that all 8-bit tensors share.
 
     Not counted: activations, which the resolution and the batch decide; the VAE and the text encoder; what the
-    libraries keep for themselves (CUDA's context, cuBLAS's workspace, DDP's buckets, autocast's copies). match_diffusers
-    with bf16 keeps the LoRA in bf16, at half of lora and gradients. Raises ValueError as `lora_shapes` does, and for a
-    mixed_precision that is not "no", "fp16" or "bf16".
+    libraries keep for themselves (CUDA's context, cuBLAS's workspace, DDP's buckets, autocast's copies).
+    match_diffusers with bf16 keeps the LoRA in bf16, at half of lora and gradients. Raises ValueError as `lora_shapes`
+    does, and for a mixed_precision that is not "no", "fp16" or "bf16".
 
     >>> sizes = memory("stabilityai/stable-diffusion-xl-base-1.0", rank=16, mixed_precision="bf16")
     >>> sizes["base"], sizes["lora"], sizes["adam_32"], sizes["adam_8"]

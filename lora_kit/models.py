@@ -80,24 +80,20 @@ def load_models(
         "unet": ("diffusers", "UNet2DConditionModel", "unet", {**revision, **weights}),
         "noise_scheduler": ("diffusers", "DDPMScheduler", "scheduler", {}),
     }
+    name = f"pretrained_model_name_or_path {config.pretrained_model_name_or_path!r}"
     missing = [sources[part][2] for part in parts if Path(path).is_dir() and not Path(path, sources[part][2]).is_dir()]
     if missing:
-        raise ValueError(
-            f"pretrained_model_name_or_path {config.pretrained_model_name_or_path!r}: its {missing[0]} can't be loaded: the "
-            "folder has none"
-        )
+        raise ValueError(f"{name}: its {missing[0]} can't be loaded: the folder has none")
     loaded = dict.fromkeys(sources)
     with bars_for_downloads_only(path):
         for part in parts:
-            library, name, folder, options = sources[part]
-            kind = getattr(import_module(library), name)
+            library, kind, folder, options = sources[part]
+            load = getattr(import_module(library), kind).from_pretrained
             try:
-                loaded[part] = kind.from_pretrained(path, subfolder=folder, cache_dir=config.cache_dir, **options)
+                loaded[part] = load(path, subfolder=folder, cache_dir=config.cache_dir, **options)
             except Exception as error:  # of each library its own; they don't always name the file
-                raise ValueError(
-                    f"pretrained_model_name_or_path {config.pretrained_model_name_or_path!r}: its {folder} can't be loaded: "
-                    f"{type(error).__name__} {error}"
-                ) from error
+                reason = f"{type(error).__name__} {error}"
+                raise ValueError(f"{name}: its {folder} can't be loaded: {reason}") from error
     models = Models(**loaded)
     for model in (models.text_encoder, models.vae, models.unet):
         if model is not None:

@@ -67,8 +67,8 @@ def make_optimizer(
 def state_bytes(optimizer: "Optimizer") -> list[dict[str, Any]]:
     """What the optimizer's state takes, as records, one per parameter tensor.
 
-    Each record: shape, elements, bits (of its two moments), bytes, bytes_per_element. Take them after the first `step()`,
-    which makes the state; before it this raises ValueError.
+    Each record: shape, elements, bits (of its two moments), bytes, bytes_per_element. Take them after the first
+    `step()`, which makes the state; before it this raises ValueError.
 
     Counted: every tensor in `optimizer.state`: the moments, torch's 4-byte step counter a parameter, the 8-bit scales.
     Not counted: bitsandbytes' step, a Python number. The two maps from 8 bits to numbers are shared by all 8-bit

@@ -63,7 +63,7 @@ def trainable_parameters(model: "nn.Module") -> "list[nn.Parameter]":
     """The parameters of `model` that require gradients, as a list.
 
     A list, not `filter(...)`: an optimizer reads its argument once, and an iterator is empty from then on, so that
-    clipping would be given nothing to clip and would say nothing. Raises TypeError for what is no module, and ValueError
+    clipping would be given nothing to clip and would say nothing. Raises TypeError for what is no module, ValueError
     where nothing is to be trained.
     """
     if not hasattr(model, "named_parameters"):

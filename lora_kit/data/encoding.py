@@ -1,8 +1,9 @@
 """Encode once what never changes: pictures through the VAE, captions through the text encoder.
 
 A picture's latents are drawn anew each epoch from a normal distribution; its mean and standard deviation never change
-unless the picture does, so these are kept, and each epoch still draws a fresh sample. Everything is found by the picture
-and by the caption, never by its place in a shuffled epoch (diffusers#14430 paired latents with other captions so).
+unless the picture does, so these are kept, and each epoch still draws a fresh sample. Everything is found by the
+picture and by the caption, never by its place in a shuffled epoch (diffusers#14430 paired latents with other captions
+so).
 Where pictures are cropped at random only the captions are kept, and the VAE goes on encoding pictures as they come.
 """
 
@@ -24,8 +25,8 @@ class Encoded(NamedTuple):
     posterior: (V, F, N, 2, 4, h, w): mean and standard deviation of the latents; F is 2 (as it is, mirrored) where
     pictures are flipped at random, else 1; V counts `batch_sizes`; None where pictures are cropped at random.
     hidden: (M, tokens, width), the text encoder's output. captions: for each picture the index of its caption in
-    `hidden`, or a list of them. scaling_factor: what latents are multiplied by, the VAE's. batch_sizes: how many pictures were encoded together: a convolution may round
-    differently for another number of them.
+    `hidden`, or a list of them. scaling_factor: the VAE's, which latents are multiplied by. batch_sizes: how many
+    pictures were encoded together: a convolution may round differently for another number of them.
     """
 
     posterior: "torch.Tensor | None"
@@ -39,8 +40,8 @@ class EncodedPictures(TrainingPictures):
     """A data set for torch that makes whole batches, {"posterior": (batch, 2, 4, h, w), "encoder_hidden_states":
     (batch, tokens, width)}, or "pixel_values" instead of the former where pictures are cropped at random.
 
-    Captions, crops and flips are drawn as `TrainingPictures` draws them. images: needed where they are cropped at random.
-    settings: those of `TrainingPictures`.
+    Captions, crops and flips are drawn as `TrainingPictures` draws them. images: needed where pictures are cropped at
+    random. settings: those of `TrainingPictures`.
     """
 
     def __init__(self, images: CaptionedImages | None, encoded: Encoded, **settings: Any) -> None:
@@ -111,9 +112,8 @@ def encode(
     captions = [texts[group] if isinstance(group, str) else [texts[text] for text in group] for group in groups]
     posterior, flips, count = None, 2 if config.random_flip else 1, len(images)
     fixed = config.center_crop or all(pictures.is_square(index) for index in range(count))
-    with torch.no_grad(), tqdm(
-        desc="Encoding once", total=len(texts) + (count * flips * len(sizes) if fixed else 0), disable=not progress, leave=False
-    ) as bar:  # fmt: skip
+    total = len(texts) + (count * flips * len(sizes) if fixed else 0)
+    with torch.no_grad(), tqdm(desc="Encoding once", total=total, disable=not progress, leave=False) as bar:
         hidden, done = None, 0
         for new, batch in _batches(list(texts), sizes[0]):
             ids = torch.stack([pictures.input_ids(text) for text in batch]).to(text_encoder.device)

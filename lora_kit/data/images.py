@@ -64,8 +64,9 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
     seed: for the choice of max_train_samples, the same on every process; left out: config.seed, or 0.
 
     Raises FileNotFoundError for a folder or picture that isn't there, and ValueError, naming the file or the column,
-    for an empty folder, a missing or endless caption, an unknown column and, in a local folder, a picture that is broken,
-    animated, in CMYK or too large to be decoded safely. (With match_diffusers all but broken ones are taken.)
+    for more max_train_samples than pictures, an empty folder, a missing or endless caption, an unknown column and, in a
+    local folder, a picture that is broken, animated, in CMYK or too large to be decoded safely. (With match_diffusers
+    all but broken ones are taken.)
     """
     if config.style is not None:
         records = load_style(config.style, "lora", size=config.resolution)
@@ -201,7 +202,7 @@ def _check_folder(folder, described):
 
 
 def _check_caption(name, caption, column, empty, any_length):
-    """ValueError unless `caption` is a text or texts. empty, any_length: whether empty and endless ones may be meant."""
+    """ValueError unless `caption` is a text or texts. empty, any_length: whether such ones may be meant."""
     texts = caption if isinstance(caption, list) and caption else [caption]
     for text in texts:
         if text is None or text == [] or (isinstance(text, str) and not text.strip() and not empty):
@@ -212,8 +213,8 @@ def _check_caption(name, caption, column, empty, any_length):
             )
         if len(text) > LONGEST_CAPTION and not any_length:
             raise ValueError(
-                f"picture {name} has a caption of {len(text):,} characters, {text[:40]!r}...: the text encoder reads 77 tokens "
-                f"and drops the rest; write one of at most {LONGEST_CAPTION:,}"
+                f"picture {name} has a caption of {len(text):,} characters, {text[:40]!r}...: the text encoder reads "
+                f"77 tokens and drops the rest; write one of at most {LONGEST_CAPTION:,}"
             )
 
 
@@ -234,7 +235,8 @@ def _verify(names, pictures, any_kind):
             raise ValueError(f"picture {name} can't be read: {error}") from error
         if mode == "CMYK" and not any_kind:
             raise ValueError(
-                f"picture {name} is in CMYK, whose colours depend on a print profile: save it as RGB with an image editor"
+                f"picture {name} is in CMYK, whose colours depend on a print profile: save it as RGB with an image "
+                "editor"
             )
         if frames > 1 and not any_kind:
             raise ValueError(
