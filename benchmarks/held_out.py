@@ -27,7 +27,8 @@ class HeldOut:
         import torch
 
         from lora_kit.config import TrainingConfig
-        from lora_kit.data.images import CaptionedImages, TrainingPictures
+        from lora_kit.data.batches import TrainingPictures
+    from lora_kit.data.images import CaptionedImages
         from lora_kit.models import load_models
         from lora_kit.data.emoji import load_style
 
