@@ -24,7 +24,15 @@ from lora_kit.command_line.texts import launch_lines
 from lora_kit.config import TrainingConfig
 from lora_kit.system.checks import whole_number
 from lora_kit.system.devices import available_devices
-from lora_kit.system.kernel import LaunchError, check_kernel, check_port, in_process_reason, renew_locks, set_aside
+from lora_kit.system.kernel import (
+    LaunchError,
+    PortTaken,
+    check_kernel,
+    check_port,
+    in_process_reason,
+    renew_locks,
+    set_aside,
+)
 from lora_kit.system.world import free_port, leave_process_group, prove_world
 from lora_kit.training import TrainingResult, train
 
@@ -80,7 +88,13 @@ def launch(
         check_port(port, num_machines, machine_rank)
     with tempfile.TemporaryDirectory(prefix="lora_kit-") as folder:
         arguments = (config, folder, expected, "ipykernel" not in sys.modules)
-        _start(arguments, num_processes, port or free_port(), num_machines, machine_rank, main_process_ip)
+        for tries_left in (2, 1, 0):
+            try:
+                _start(arguments, num_processes, port or free_port(), num_machines, machine_rank, main_process_ip)
+                break
+            except PortTaken:  # between the choice and the start
+                if port is not None or not tries_left:
+                    raise
         path = Path(folder, "result.json")
         if not path.exists():
             raise LaunchError("the launcher returned, but no process finished the training")
@@ -128,7 +142,8 @@ def _start(arguments, num_processes, port, num_machines, machine_rank, main_proc
                 raise KeyboardInterrupt("training was interrupted; its processes have ended") from None
             if expected == 1:
                 raise
-            raise LaunchError(_explain(error, folder, port)) from None
+            kind = PortTaken if "EADDRINUSE" in str(error) else LaunchError
+            raise kind(_explain(error, folder, port)) from None
 
 
 def _start_one(arguments, port, num_machines, machine_rank, main_process_ip):
