@@ -44,5 +44,7 @@ def trainer_rates(key: str, config: TrainingConfig, steps: Steps, updates: Itera
         rates = [math.inf]
     if not all(math.isfinite(rate) for rate in rates):
         peak = shown(config.learning_rate)
-        raise ValueError(f"{name} can't count with learning_rate {peak} and lr_warmup_steps {shown(warmup)}: one is too large")
+        raise ValueError(
+            f"{name} can't count with learning_rate {peak} and lr_warmup_steps {shown(warmup)}: one is too large"
+        )
     return rates

@@ -9,6 +9,7 @@ from dataclasses import replace
 from lora_kit.config import TrainingConfig
 from lora_kit.schedules import Schedule
 from lora_kit.steps import Steps
+from lora_kit.system.checks import shown
 from lora_kit.trainers.trainer import Trainer
 
 
@@ -16,7 +17,9 @@ def curve(config: TrainingConfig, steps: Steps) -> Callable[[int], float]:
     """The rate of an update. A warm-up below 1 is a share of the run; the boundaries of lr_step_rules count ticks."""
     schedule, warmup = Schedule.of(config, steps), config.lr_warmup_steps
     if config.lr_scheduler == "constant" and warmup:
-        raise ValueError(f"kohya's constant refuses lr_warmup_steps {warmup!r}: 0, or constant_with_warmup, is right")
+        raise ValueError(
+            f"kohya's constant refuses lr_warmup_steps {shown(warmup)}: 0, or constant_with_warmup, is right"
+        )
     ticks = int(warmup * schedule.num_training_steps) if warmup < 1 else warmup
     return replace(schedule, num_warmup_steps=ticks, step_rules=config.lr_step_rules).rate
 
