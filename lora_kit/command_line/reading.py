@@ -30,6 +30,7 @@ SCRIPT_FILE = "train_text_to_image_lora.py"
 LAUNCH = "lora_kit.launch"
 MODULES = ("lora_kit.training", LAUNCH, "lora_kit.doctor")
 MOST_WORDS = 2_000  # of a command: argparse compares each word with all others
+DEEPEST = 50  # brackets in brackets of YAML
 LAUNCH_ARGUMENTS = ("config", "num_processes", "live", "port", "num_machines", "machine_rank", "main_process_ip")
 UNSAID_PROCESSES = 2  # what a launch starts on a machine without GPUs
 UNSAID = "num_processes isn't given: a launch starts one process for each GPU, or 2 where there is none; read as 2"
@@ -64,8 +65,9 @@ def read_python(text: str) -> Reading:
     try:
         calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
     except SyntaxError as error:
-        line = shown((error.text or "").strip())
-        raise ValueError(f"Python that can't be read, line {error.lineno}: {line}") from None
+        place = f"line {error.lineno}: " if error.lineno else ""
+        quotation = f": {shown(error.text.strip())}" if error.text else ""
+        raise ValueError(f"Python that can't be read, {place}{_short(error.msg)}{quotation}") from None
     except (RecursionError, MemoryError):
         raise ValueError("Python that can't be read: it is nested too deep") from None
     except ValueError as error:  # a null byte
@@ -114,12 +116,17 @@ class _PlainLoader(yaml.SafeLoader):
             raise ValueError(f"{line}: the tag {shown(event.tag)}; only plain values are read")
         return super().compose_node(parent, index)
 
+    def fetch_flow_collection_start(self, TokenClass):
+        if self.flow_level >= DEEPEST:  # it would look a thousand brackets ahead of each
+            raise RecursionError
+        super().fetch_flow_collection_start(TokenClass)
+
 
 def read_yaml(text: str) -> Reading:
     """The settings under training: of a YAML text, and num_processes and num_examples beside it."""
     try:
         record = yaml.load(text, _PlainLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: also a date or a number that is none
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two: a date or a number that is none
         raise ValueError(f"YAML that can't be read: {_short(error)}") from None
     except RecursionError:
         raise ValueError("YAML that can't be read: it is nested too deep") from None

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 from lora_kit.system.checks import shown
 
-LONGEST = 100_000  # characters of a text, and of what its variables are filled in with; parsers take a second for so many
+LONGEST = (
+    100_000  # characters of a text, and of what its variables are filled in with; parsers take a second for so many
+)
 _VARIABLE = r"\$(?:[A-Za-z_][A-Za-z0-9_]* | \{[A-Za-z_][A-Za-z0-9_]*\})"
 # No quantifier stands inside another one over the same characters, so that no text makes these try more than once.
 PROMPT = re.compile(r"\$(?=\s)|!|%%?\w+")

@@ -15,6 +15,7 @@ from lora_kit.command_line.shell import LONGEST
 from lora_kit.config import OWN_SETTINGS, TrainingConfig
 from lora_kit.script import SCRIPT
 
+YAML_BREAKS = re.compile("[\x85\u2028\u2029]")  # PyYAML writes these ends of lines as they are, and reads a blank
 YAML_KEY = re.compile(r"\w+:(\s|$)")
 
 
@@ -61,8 +62,13 @@ def write(config: TrainingConfig, num_processes: int = 1, num_examples: int | No
         "diffusers": _diffusers_line(config, num_processes),
         "python": "from lora_kit import TrainingConfig\nfrom lora_kit.launch import launch\n\n"
         f"config = TrainingConfig(\n{lines})\nlaunch(config, num_processes={num_processes})\n",
-        "yaml": yaml.safe_dump(record | {"training": settings}, sort_keys=False, allow_unicode=True, width=2**16),
+        "yaml": _yaml(record | {"training": settings}),
     }
+
+
+def _yaml(record):
+    texts = (yaml.safe_dump(record, sort_keys=False, allow_unicode=plain, width=2**16) for plain in (True, False))
+    return next(text for text in texts if not YAML_BREAKS.search(text))
 
 
 def _diffusers_line(config, num_processes):

@@ -94,7 +94,7 @@ def test_epochs():
     assert Steps.of(config, 19, 2).total_updates == 12
     # 4 full batches a process and epoch, 16 in all, 8 updates; the last batch of an epoch makes none
     assert factors("onetrainer", config, [0, 4, 8], 2, 19) == pytest.approx([1, 0.5, 0])
-    # 10 batches of all processes are 5 updates an epoch: 20 x 2 ticks for the 12 x 2 that are config
+    # 10 batches of all processes are 5 updates an epoch: 20 x 2 ticks for the 12 x 2 that are made
     assert factors("diffusers_sdxl", config, [0, 10, 12], 2, 19) == pytest.approx([1, 0.5, 0.4])
     assert factors("kohya", config, [0, 6, 12], 2, 19) == pytest.approx([1, 0.5, 0])
 
