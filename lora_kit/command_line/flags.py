@@ -51,7 +51,7 @@ def build_parser(number: Callable[[str], Any] | None = None, add_help: bool = Tr
             parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
             continue
         if field.default is dataclasses.MISSING:
-            text += " Required, but with match_diffusers."
+            text += " Required, except with match_diffusers."
         elif field.default is not None:
             text += f" Default: {' '.join(field.default) if kind is tuple else field.default}."
         empty_is_none = optional and field.default is not None

@@ -77,7 +77,10 @@ def read_python(text: str) -> Reading:
         raise ValueError("Python without a call of TrainingConfig(...)")
     if config.args:
         raise ValueError(f"TrainingConfig({_source(text, config.args[0])}): settings are given by name, such as rank=4")
-    settings = {word.arg or "**": _literal(text, word.arg or "**", word.value) for word in config.keywords}
+    for word in config.keywords:
+        if word.arg is None:
+            raise ValueError(f"TrainingConfig(**{_source(text, word.value)}): only plain values can be read")
+    settings = {word.arg: _literal(text, word.arg, word.value) for word in config.keywords}
     if launch is None:
         return Reading(settings)
     nodes = dict(zip(LAUNCH_ARGUMENTS, launch.args, strict=False)) | {word.arg: word.value for word in launch.keywords}
@@ -107,7 +110,7 @@ def _literal(text, name, node):
 class _PlainLoader(yaml.SafeLoader):
     """YAML of plain values: a few lines with aliases can stand for more than a machine can hold."""
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         line = f"line {event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent):
@@ -116,7 +119,7 @@ class _PlainLoader(yaml.SafeLoader):
             raise ValueError(f"{line}: the tag {shown(event.tag)}; only plain values are read")
         return super().compose_node(parent, index)
 
-    def fetch_flow_collection_start(self, TokenClass):
+    def fetch_flow_collection_start(self, TokenClass: type) -> None:
         if self.flow_level >= DEEPEST:  # it would look a thousand brackets ahead of each
             raise RecursionError
         super().fetch_flow_collection_start(TokenClass)

@@ -58,7 +58,7 @@ class _Variables(dict):
 
     characters = 0
 
-    def fill(self, text):
+    def fill(self, text: str) -> str:
         """The value of "$NAME" or "${NAME}"; the text itself where that isn't set."""
         value = self.get(text.strip("${}"), text)
         self.characters += len(value)
@@ -79,11 +79,11 @@ class _Line:
     def __init__(self):
         self.words, self.pieces = [], None
 
-    def add(self, piece):
+    def add(self, piece: str) -> None:
         self.pieces = [] if self.pieces is None else self.pieces
         self.pieces.append(piece)
 
-    def end_word(self):
+    def end_word(self) -> None:
         if self.pieces is not None:
             self.words.append("".join(self.pieces))
         self.pieces = None
