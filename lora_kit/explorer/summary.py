@@ -9,18 +9,12 @@ from lora_kit import memory
 from lora_kit.command_line.texts import write
 from lora_kit.config import TrainingConfig, check_setting, quiet_config
 from lora_kit.doctor import ERROR, examine_settings
-from lora_kit.doctor.case import plan
+from lora_kit.doctor.case import count, plan
 from lora_kit.explorer.curves import run_curve, trainer_curve
 from lora_kit.lr_settings import LR_SCHEDULERS, READ_BY, problem_of
 from lora_kit.steps import Steps
-from lora_kit.system.checks import is_whole, shown, whole_number
+from lora_kit.system.checks import whole_number
 from lora_kit.trainers.known import TRAINERS
-
-LARGEST = 2**53  # above it a float leaves whole numbers out
-COUNTS = (
-    "rank", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_train_steps", "lr_warmup_steps",
-    "lr_num_cycles",
-)  # fmt: skip
 
 
 def summarize(
@@ -66,7 +60,6 @@ def summarize(
         whole_number("cursor", cursor, 0)
     summary["ignored"] = ignored(settings)
     try:
-        _check_sizes(settings | dict(num_examples=num_examples, num_processes=num_processes))
         summary["memory"], shapes = _memory(settings)
         findings = examine_settings(settings, num_examples, num_processes, shapes)
         summary["findings"] = findings.records()
@@ -92,14 +85,6 @@ def ignored(settings: Mapping[str, Any]) -> dict[str, str]:
     return reasons
 
 
-def _check_sizes(counts):
-    """ValueError for a count with which no floats could be computed any more."""
-    for name in (*COUNTS, "num_examples", "num_processes"):
-        value = counts.get(name)
-        if is_whole(value) and value > LARGEST:
-            raise ValueError(f"{name} {shown(value)} is too large: up to {LARGEST:,} can be computed with")
-
-
 def _drawable(settings):
     """The settings; without their warm-up where that is no number of updates at all, such as 0.1."""
     if "lr_warmup_steps" in settings:
@@ -112,6 +97,8 @@ def _memory(settings):
     """(what `lora_kit.memory` says, the LoRA's shapes); (None, None) for a model that is not known there."""
     names = ("pretrained_model_name_or_path", "rank", "target_modules", "use_8bit_adam", "mixed_precision")
     chosen = {name: check_setting(name, settings[name]) for name in names if name in settings}
+    if "rank" in chosen:
+        count("rank", chosen["rank"])
     model = chosen.pop("pretrained_model_name_or_path", "embedded")
     if model not in memory.MODELS:
         return None, None
