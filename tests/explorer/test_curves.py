@@ -113,7 +113,14 @@ def test_where_an_update_lies():
     assert [position_of(curve, "images", update) for update in (0, 1, 3, 4, 5, 500)] == [0, 2, 6, 8, 8, 8]
     assert position_of(curve, "epochs", 3) == 0.75
     sparse = dict(updates=[0, 10, 30], passed=dict(images=[0, 100, 500]), ends=dict(updates=40, images=800))
-    assert [position_of(sparse, "images", update) for update in (5, 15, 29, 30, 35, 40)] == [50, 200, 480, 500, 650, 800]
+    assert [position_of(sparse, "images", update) for update in (5, 15, 29, 30, 35, 40)] == [
+        50,
+        200,
+        480,
+        500,
+        650,
+        800,
+    ]
 
 
 def test_other_rates_are_compared_in_words():
@@ -143,7 +150,9 @@ def test_which_rates_are_the_same(rates, same):
 
 
 def test_a_thousandth_of_a_rate_far_above_the_peak_is_the_same():
-    assert compared(dict(updates=[0], rates=[5.004]), dict(updates=[0], rates=[5.0])).endswith("the same rates as here.")
+    assert compared(dict(updates=[0], rates=[5.004]), dict(updates=[0], rates=[5.0])).endswith(
+        "the same rates as here."
+    )
 
 
 def test_the_curve_of_another_trainer():
