@@ -202,8 +202,8 @@ def _explain(error, folder, port):
     return f"process {first['rank']} failed first: {first['error']}\n{tail}"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The launch's own options; all other words of its command line are those of `lora_kit.training`."""
+def parse_launch_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, TrainingConfig]:
+    """(the launch's own options, the configuration) of a command line; exits with 2 and the error in one line."""
     parser = argparse.ArgumentParser(
         prog="python -m lora_kit.launch",
         description="Train on several processes, of one machine or of several. All other flags are those of "
@@ -218,14 +218,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--print_only", action="store_true", help="Print the lines that do the same, and start nothing."
     )
-    return parser
+    options, rest = parser.parse_known_args(argv)
+    return options, parse_args(rest, more=LAUNCH_FLAGS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line. The exit status is 1 with the reason where it can't be done, and 130 when interrupted."""
-    parser = build_parser()
-    options, rest = parser.parse_known_args(argv)
-    config = parse_args(rest, more=LAUNCH_FLAGS)
+    options, config = parse_launch_args(argv)
     num_processes = options.num_processes if options.num_processes is not None else available_devices()[0] or 2
     world = dict(
         num_machines=options.num_machines, machine_rank=options.machine_rank, main_process_ip=options.main_process_ip

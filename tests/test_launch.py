@@ -10,17 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_steps import fingerprint, run_command
+from running import CPU_ONLY, Kernel, children, errors, fingerprint, records, run_command, stdout, updates
 
 from lora_kit.config import TrainingConfig
-from lora_kit.launch import LaunchError, _explain, available_devices, free_port, in_process_reason, launch
+from lora_kit.launch import LaunchError, _explain, free_port, in_process_reason, launch
+from lora_kit.loss import micro_step_seed
+from lora_kit.output.checkpoints import checkpoints
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
-from lora_kit.training import LORA, METRICS, checkpoints, micro_step_seed
 
-CPU_ONLY = pytest.mark.skipif(
-    available_devices()[0] > 0, reason="two gloo processes need a machine without accelerator"
-)
 RELAUNCHES = 10
 RUN = dict(
     style="outlined", resolution=64, learning_rate=2e-3, train_batch_size=2, max_train_samples=18, seed=0,
@@ -31,28 +31,6 @@ RUN = dict(
 
 def config(folder, **settings):
     return TrainingConfig(**RUN | settings, output_dir=str(folder))
-
-
-def records(folder):
-    return [json.loads(line) for line in Path(folder, METRICS).read_text().splitlines()]
-
-
-def updates(folder):
-    found = [record for record in records(folder) if "update" in record]
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in found]
-
-
-def children(process):
-    """Processes forked by `process`, with the same command line as itself (so not Python's own helpers)."""
-
-    def command(number):
-        try:
-            return Path(f"/proc/{number}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-
-    found = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
-    return [int(one) for one in " ".join(found).split() if command(one) == command(process)]
 
 
 # the parent
@@ -284,36 +262,11 @@ import bitsandbytes, peft, diffusers, torch
 from dataclasses import replace
 from lora_kit import TrainingConfig
 from lora_kit.launch import launch
+from lora_kit.plots import LiveMetrics
 config = TrainingConfig(**{settings!r})
+metrics = config.output_dir + "/metrics.jsonl"
 """
-LAUNCH = "result = launch(config)\nprint(result.num_processes, result.updates)"
-
-
-class Kernel:
-    """A fresh Jupyter kernel; `run` gives a cell's outputs."""
-
-    def __init__(self):
-        from jupyter_client.manager import KernelManager
-
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
-        self.manager = KernelManager(kernel_name="python3")
-        self.manager.start_kernel(env=environment)
-        self.client = self.manager.client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
-
-    def run(self, code, meanwhile=None, timeout=90):
-        outputs, number = [], self.client.execute(code)
-        if meanwhile:
-            meanwhile()
-        end = time.monotonic() + timeout
-        while True:
-            message = self.client.get_iopub_msg(timeout=end - time.monotonic())
-            if message["parent_header"].get("msg_id") != number:
-                continue
-            if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
-                return outputs
-            outputs.append((message["msg_type"], message["content"]))
+LAUNCH = "with LiveMetrics(metrics):\n    result = launch(config)\nprint(result.num_processes, result.updates)"
 
 
 @pytest.fixture(scope="module")
@@ -322,14 +275,6 @@ def kernel():
     yield one
     one.client.stop_channels()
     one.manager.shutdown_kernel(now=True)
-
-
-def stdout(outputs):
-    return "".join(content["text"] for kind, content in outputs if kind == "stream" and content["name"] == "stdout")
-
-
-def errors(outputs):
-    return [content["ename"] + ": " + content["evalue"] for kind, content in outputs if kind == "error"]
 
 
 @CPU_ONLY
@@ -409,7 +354,7 @@ def test_colab_s_one_process_is_said_aloud(tmp_path, monkeypatch, capsys):
             return "<google.colab._shell.Shell object>"
 
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=Shell))
-    assert launch(config(tmp_path, max_train_steps=1, lr_warmup_steps=0), 2, live=False).num_processes == 1
+    assert launch(config(tmp_path, max_train_steps=1, lr_warmup_steps=0), 2).num_processes == 1
     said = capsys.readouterr().out
     assert "Colab with fewer than two GPUs: notebook_launcher runs one process" in said
     assert "num_processes 2 is not used" in said

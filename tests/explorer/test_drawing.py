@@ -24,9 +24,9 @@ from lora_kit.explorer.drawing import (
     thinned,
     ticks,
 )
+from lora_kit.explorer.summary import AXES, summarize
 from lora_kit.memory import memory
 from lora_kit.trainers.rosetta import TRAINERS
-from lora_kit.explorer.summary import AXES, summarize
 
 SVG = "{http://www.w3.org/2000/svg}"
 

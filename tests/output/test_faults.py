@@ -24,7 +24,7 @@ def own_cache(monkeypatch, tmp_path):
 
 
 def test_killed_runs_go_on_to_the_same_end(tmp_path):
-    """Four of the thirty kills that tests/faults/campaign.py makes by default."""
+    """Four of the thirty kills that tests/output/faults/campaign.py makes by default."""
     records = campaign.campaign(4, tmp_path, seed=1)
     assert all(one["hit"] for one in records), records
     assert all(one["same"] and not one["broken"] and not one["processes left"] for one in records), records

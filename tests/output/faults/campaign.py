@@ -1,6 +1,6 @@
 """Kill training runs at random moments, go on from what they left, and compare with the run that was never killed.
 
-    python tests/faults/campaign.py --kills 30 --work build/faults
+    python tests/output/faults/campaign.py --kills 30 --work build/faults
 
 Every third run is killed while it writes a checkpoint. On two processes one rank is killed, or both, by turns. Afterwards
 every checkpoint that is listed must be whole, and the run that goes on must end with the same weights, optimizer state,
@@ -19,14 +19,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
 from safetensors.torch import load_file  # noqa: E402
 
 from lora_kit.output.checkpoints import checkpoints, read  # noqa: E402
-from lora_kit.plots import read_metrics  # noqa: E402
-from lora_kit.training import LORA, METRICS  # noqa: E402
+from lora_kit.output.lora_file import LORA  # noqa: E402
+from lora_kit.output.metrics import METRICS, read_metrics  # noqa: E402
 
 UPDATES = 8
 FLAGS = dict(
