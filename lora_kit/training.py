@@ -63,8 +63,8 @@ def train(
     progress: draw a progress bar on stderr (main process of each machine).
     on_start: called with the Accelerator before any heavy work; it may raise to stop the run.
     on_ready: called with the UNet before the first update.
-    on_update: called on the main process after each update, with the number of updates done and the UNet; it may evaluate the
-    UNet and draw from torch's generators without changing the run, whose seconds count it.
+    on_update: called on the main process after each update, with the number of updates done and the UNet, which it may
+    evaluate; it may draw from torch's generators without changing the run, whose seconds count it.
 
     Returns the result on every process. Raises ValueError for settings that can't work with this data set or machine, for a
     checkpoint that can't be resumed, and where another run writes into output_dir. Leaves no Accelerator state behind
@@ -145,12 +145,8 @@ def _train(config, accelerator, output, progress, on_ready, on_update):
     if on_ready:
         on_ready(accelerator.unwrap_model(unet))
 
-    bar = tqdm(
-        initial=update,
-        total=steps.total_updates,
-        desc="Steps",
-        disable=not (progress and accelerator.is_local_main_process),
-    )
+    silent = not (progress and accelerator.is_local_main_process)
+    bar = tqdm(initial=update, total=steps.total_updates, desc="Steps", disable=silent)
     first_epoch, update_in_epoch = divmod(update, steps.updates_per_epoch)
     last_epoch = steps.epochs if update < steps.total_updates else first_epoch  # a finished run that is resumed: none
     began, loss_value, losses = time.perf_counter(), float("nan"), []

@@ -19,7 +19,32 @@ CPU_ONLY = pytest.mark.skipif(
 )
 
 
-def run_command(command, timeout=180, **environment):
+PATIENCE = (
+    600  # seconds after which an event is taken for one that never comes; no test depends on how long things take
+)
+
+
+def wait_for(event, process=None):
+    """The first true value of `event()`; AssertionError where the process that it is awaited of ends without it."""
+    end = time.monotonic() + PATIENCE
+    while not (value := event()):
+        assert process is None or process.poll() is None or event(), (
+            f"ended with {process.returncode}, without the event"
+        )
+        assert time.monotonic() < end, "the event never came"
+        time.sleep(0.02)
+    return value
+
+
+def alive(number):
+    """Whether a process runs; one that has ended and that nobody has asked after doesn't."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def run_command(command, timeout=PATIENCE, **environment):
     """A command to its end, with one thread a process: `subprocess.run`'s result. No child is left after a time-out."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
@@ -28,7 +53,7 @@ def run_command(command, timeout=180, **environment):
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGTERM)  # torchrun ends its workers, which have sessions of their own
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=PATIENCE)
             raise AssertionError(f"no end after {timeout} s: {err[-2000:]}") from None
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -83,15 +108,14 @@ class Kernel:
         self.manager.start_kernel(env=environment)
         self.client = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
+        self.client.wait_for_ready(timeout=PATIENCE)
 
-    def run(self, code, meanwhile=None, timeout=90):
+    def run(self, code, meanwhile=None, timeout=PATIENCE):
         outputs, number = [], self.client.execute(code)
         if meanwhile:
             meanwhile()
-        end = time.monotonic() + timeout
         while True:
-            message = self.client.get_iopub_msg(timeout=end - time.monotonic())
+            message = self.client.get_iopub_msg(timeout=timeout)
             if message["parent_header"].get("msg_id") != number:
                 continue
             if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":

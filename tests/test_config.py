@@ -258,9 +258,12 @@ def test_step_rules():
             {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:5,0.1", "lr_warmup_steps": 2},
             "'piecewise_constant' ignores lr_warmup_steps 2",
         ),
-        ({"lr_scheduler": "cosine", "lr_num_cycles": 3}, "lr_num_cycles 3 is ignored by lr_scheduler 'cosine'"),
-        ({"lr_scheduler": "linear", "lr_power": 2.0}, "lr_power 2.0 is ignored by lr_scheduler 'linear'"),
-        ({"lr_step_rules": "1:5,0.1"}, "lr_step_rules '1:5,0.1' is ignored by lr_scheduler 'constant'"),
+        (
+            {"lr_scheduler": "cosine", "lr_num_cycles": 3},
+            "lr_scheduler 'cosine' ignores lr_num_cycles 3: only 'cosine_with_restarts' reads it",
+        ),
+        ({"lr_scheduler": "linear", "lr_power": 2.0}, "lr_scheduler 'linear' ignores lr_power 2.0"),
+        ({"lr_step_rules": "1:5,0.1"}, "lr_scheduler 'constant' ignores lr_step_rules '1:5,0.1'"),
     ],
 )
 def test_warnings(settings, said):

@@ -10,7 +10,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from running import CPU_ONLY, Kernel, children, errors, fingerprint, records, run_command, stdout, updates
+from running import (
+    CPU_ONLY,
+    PATIENCE,
+    Kernel,
+    alive,
+    children,
+    errors,
+    fingerprint,
+    records,
+    run_command,
+    stdout,
+    updates,
+    wait_for,
+)
 
 from lora_kit.config import TrainingConfig
 from lora_kit.launch import LaunchError, _explain, free_port, in_process_reason, launch
@@ -122,7 +135,7 @@ def stages(folder):
 def seen(tmp_path_factory):
     """(folder, what happened) of `stages`."""
     folder = tmp_path_factory.mktemp("launch")
-    done = run_command([__file__, folder], timeout=400)
+    done = run_command([__file__, folder], timeout=3 * PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads((folder / "seen.json").read_text()) | {"stdout": done.stdout, "stderr": done.stderr}
 
@@ -294,10 +307,7 @@ def test_in_a_kernel(kernel, tmp_path):
     forked = []
 
     def interrupt_when_training():
-        end = time.monotonic() + 60
-        while not (tmp_path / "b" / METRICS).exists() or not updates(tmp_path / "b"):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_for(lambda: (tmp_path / "b" / METRICS).exists() and updates(tmp_path / "b"))
         forked.extend(children(kernel.manager.provisioner.pid))
         kernel.manager.interrupt_kernel()
 
@@ -307,7 +317,7 @@ def test_in_a_kernel(kernel, tmp_path):
     assert errors(outputs) == ["KeyboardInterrupt: training was interrupted; its processes have ended"]
     assert len(forked) == 2
     assert children(kernel.manager.provisioner.pid) == []
-    assert [one for one in forked if Path(f"/proc/{one}").exists()] == []
+    assert [number for number in forked if alive(number)] == []
 
     # What is printed waits, and is there when the launcher forks.
     kernel.run("import sys; sys.stdout.flush_interval = 30")

@@ -6,11 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from running import CPU_ONLY, children, fingerprint, run_command, updates
+from running import CPU_ONLY, PATIENCE, alive, children, fingerprint, run_command, updates, wait_for
 from test_launch import config
 
 from lora_kit.command_line.flags import to_argv
@@ -23,7 +22,7 @@ from lora_kit.system.world import free_port
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def together(commands, timeout=150, environments=None):
+def together(commands, timeout=PATIENCE, environments=None):
     """(status, output) of commands that run at the same time."""
     environments = environments or [{}] * len(commands)
     running = [
@@ -112,17 +111,14 @@ def test_an_interrupt_ends_every_process(tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
-        end = time.monotonic() + 90
-        while not (folder / METRICS).exists() or not updates(folder):
-            assert running.poll() is None and time.monotonic() < end
-            time.sleep(0.1)
+        wait_for(lambda: (folder / METRICS).exists() and updates(folder), running)
         forked = children(running.pid)
         os.killpg(running.pid, signal.SIGINT)
-        said, _ = running.communicate(timeout=60)
+        said, _ = running.communicate(timeout=PATIENCE)
     finally:
         running.kill()
     assert running.returncode == 130, said[-2000:]
-    assert len(forked) == 2 and not [one for one in forked if Path(f"/proc/{one}").exists()]
+    assert len(forked) == 2 and not any(map(alive, forked))
 
 
 # two network namespaces: two machines as far as the network goes

@@ -34,7 +34,8 @@ FLAGS = dict(
     max_train_steps=UPDATES, checkpointing_steps=1, checkpoints_total_limit=3, learning_rate=2e-3, lr_scheduler="cosine",
     lr_warmup_steps=2, report_to="none", mixed_precision="no",
 )  # fmt: skip
-WAIT = 120  # seconds for a run to end
+WAIT = 600  # seconds after which a run is taken for one that never ends
+TRIES = 20  # a kill that comes when the run is over is made again
 
 
 def command(processes, folder, resume=False):
@@ -150,10 +151,12 @@ def campaign(kills, work, seed=0, progress=None):
             whole_run(processes, folder, log)
             unbroken[processes] = outcome(folder)
         for number in range(kills):
-            folder = work / "run"
-            shutil.rmtree(folder, ignore_errors=True)
-            processes = 1 + number % 2
-            record = kill_one(number, processes, number % 3 == 0, number % 4 > 1, folder, log, chance)
+            folder, processes = work / "run", 1 + number % 2
+            for _ in range(TRIES):
+                shutil.rmtree(folder, ignore_errors=True)
+                record = kill_one(number, processes, number % 3 == 0, number % 4 > 1, folder, log, chance)
+                if record["hit"]:
+                    break
             problems = []
             for checkpoint in checkpoints(folder):
                 try:
