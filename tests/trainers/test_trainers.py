@@ -143,7 +143,7 @@ def test_numbers_that_no_float_holds_are_named(key, lr_scheduler, numbers):
     except ValueError as error:
         assert 20 < len(str(error)) < 400  # a sentence, and not the 400 digits twice
     else:
-        assert all(0 <= rate <= config.learning_rate for rate in rates)
+        assert all(0 <= rate <= config.peak_learning_rate(2) for rate in rates)
 
 
 def test_a_rate_that_can_not_be_rounded_to_nano_is_refused():
