@@ -91,8 +91,9 @@ def gap_closed(base: float, lora: float, target: float) -> float:
 def fixed_inputs(
     style: str, models: Models, pictures: int = 16, repeats: int = 2
 ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]":
-    """What `fixed_loss` measures on: noisy (N, 4, 16, 16), timesteps (N,), hidden (N, tokens, width), target (as noisy).
+    """What `fixed_loss` measures on: (noisy, timesteps, hidden, target).
 
+    noisy, target: (N, 4, 16, 16). timesteps: (N,). hidden: (N, tokens, width), the captions through the text encoder.
     style: whose held-out pictures are shown, at 64 pixels. models: `Models` with all but the UNet; the noise scheduler
     says what the target is, noise or velocity. pictures: how many, evenly spread over the emoji keyboard. repeats: at
     how many timesteps each is shown; N = pictures * repeats, and the N timesteps are evenly spread as well.
