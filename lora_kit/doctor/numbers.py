@@ -65,7 +65,7 @@ def polynomial(case: Case) -> list[Finding]:
 
 @check("warm-up", needs=("steps", "schedule"), see=("03_schedules.ipynb", "`constant` and `constant_with_warmup`"))
 def warm_up(case: Case) -> list[Finding]:
-    return _loop_warm_up(case) + [_warm_up(case.config, case.steps.total_updates)]
+    return [*_loop_warm_up(case), _warm_up(case.config, case.steps.total_updates)]
 
 
 def _warm_up(config, total):
