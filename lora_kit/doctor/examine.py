@@ -11,7 +11,7 @@ from lora_kit.doctor.case import Case, count, draft, plan
 from lora_kit.doctor.findings import CHECKS, Check, Finding, Findings
 from lora_kit.lr_settings import LR_END, problem_of
 from lora_kit.schedules import Schedule
-from lora_kit.system.checks import is_number, shown
+from lora_kit.system.checks import is_number, is_whole, shown
 
 SETTINGS = Check("settings", see=("00_start_here.ipynb", "What a wrong value says"))
 
@@ -83,12 +83,15 @@ def examine_settings(
     return _findings(case, unusable, findings, (numbers,))
 
 
-def _loop_numbers(**told: float | None) -> dict[str, float]:
-    """What a loop of one's own tells get_scheduler, without what it leaves to the settings."""
-    for name, value in told.items():
-        if value is not None and not (is_number(value) and value >= 0):
-            raise ValueError(f"{name} {shown(value)} is not a number of at least 0")
-    return {name: value for name, value in told.items() if value is not None}
+def _loop_numbers(**numbers_told: float | None) -> dict[str, float]:
+    """What a loop of one's own tells get_scheduler, as Python's numbers, without what it leaves to the settings."""
+    wrong = [
+        name for name, value in numbers_told.items() if value is not None and not (is_number(value) and value >= 0)
+    ]
+    if wrong:
+        raise ValueError(f"{wrong[0]} {shown(numbers_told[wrong[0]])} is not a number of at least 0")
+    known = {name: value for name, value in numbers_told.items() if value is not None}
+    return {name: int(value) if is_whole(value) else float(value) for name, value in known.items()}
 
 
 def _read(settings) -> tuple[TrainingConfig | None, list[Any], list[Finding]]:
@@ -96,7 +99,7 @@ def _read(settings) -> tuple[TrainingConfig | None, list[Any], list[Finding]]:
     settings, unusable = dict(vars(settings) if isinstance(settings, TrainingConfig) else settings), []
     if "lr_warmup_steps" in settings:
         warmup = settings["lr_warmup_steps"]
-        if problem_of(lambda: check_setting("lr_warmup_steps", warmup)):
+        if problem_of(lambda: count("lr_warmup_steps", check_setting("lr_warmup_steps", warmup), low=0)):
             settings["lr_warmup_steps"], unusable = 0, [warmup]
     try:
         config = draft(settings)

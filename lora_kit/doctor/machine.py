@@ -10,7 +10,8 @@ from lora_kit.data.images import count_images
 from lora_kit.doctor.case import Case
 from lora_kit.doctor.findings import Check, Finding, check
 from lora_kit.output.checkpoints import checkpoints, newest_whole
-from lora_kit.output.folder import LORA, METRICS
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS
 from lora_kit.system.checks import shown
 
 DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # mixed_precision: torch's name
@@ -125,9 +126,12 @@ def output_folder(case: Case) -> list[Finding]:
     config, folder = case.config, Path(case.config.output_dir)
     value, wanted = f"output_dir {config.output_dir!r}", case.config.resume_from_checkpoint
     try:
-        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    except (OSError, ValueError) as error:  # a name that no disk takes
-        return [output_folder.error(value, str(error), "a folder")]
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name that this disk doesn't take
+        return [output_folder.error(value, str(error), "a folder of your own, with a shorter or plainer name")]
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not parent.is_dir():
         return [output_folder.error(value, f"{parent} is a file", "a folder")]
     if not os.access(parent, os.W_OK):

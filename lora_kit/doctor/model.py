@@ -57,6 +57,8 @@ def _empty_unet(config):
     about = UNet2DConditionModel.load_config(
         str(path) if path.is_dir() else name, subfolder="unet", cache_dir=config.cache_dir, revision=config.revision
     )
+    if not isinstance(about, dict):
+        raise ValueError("its unet/config.json is no description of a UNet")
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(about)
 

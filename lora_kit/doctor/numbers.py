@@ -10,7 +10,7 @@ from lora_kit.lr_settings import LR_END, WARM_UP, parse_step_rules
 from lora_kit.optimizers import MIN_8BIT_ELEMENTS, expected_state_bytes
 from lora_kit.schedules import Schedule
 from lora_kit.steps import Steps
-from lora_kit.system.checks import is_number, shown
+from lora_kit.system.checks import is_number, is_whole, shown
 
 IGNORES_TOTAL = ("constant", "constant_with_warmup", "piecewise_constant")
 MOST_CANDIDATES = 10**6  # divisors that are tried: enough for all there are of a number up to 1e12
@@ -86,9 +86,11 @@ def _warm_up(config, total):
 
 
 def unusable_warm_up(warmup: Any, steps: Steps | None) -> Finding:
-    """The finding for a warm-up that is no whole number of at least 0. steps: of the run, if they are known."""
+    """The finding for a warm-up that is no whole number from 0 on, or too large a one. steps: of the run, if known."""
     value, share = f"lr_warmup_steps {shown(warmup)}", is_number(warmup) and 0 < warmup < 1
     reason = "not a whole number of updates of at least 0"
+    if is_whole(warmup) and warmup > 0:
+        reason = "more updates than can be counted"
     if share:
         reason = "a number under 1 is no part of the run here: the first step has a rate of 0, the second the full rate"
     if steps is None:
