@@ -43,7 +43,7 @@ class Finding:
 class Findings(list[Finding]):
     """A list of `Finding`, worst first; in a notebook it shows itself as a table."""
 
-    def __init__(self, findings: Iterable[Finding]):
+    def __init__(self, findings: Iterable[Finding]) -> None:
         super().__init__(sorted(findings, key=lambda finding: STATUSES.index(finding.status)))
 
     @property
@@ -55,7 +55,7 @@ class Findings(list[Finding]):
         """The `Finding.record` of each, for JSON."""
         return [finding.record() for finding in self]
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = []
         for finding in self:
             lines.append(f"{SIGNS[finding.status]} {finding.check}: {finding.value}. {finding.reason}")
@@ -66,7 +66,7 @@ class Findings(list[Finding]):
         counts = [sum(finding.status == status for finding in self) for status in STATUSES]
         return "\n".join([*lines, "{} error(s), {} warning(s), {} fine".format(*counts)])
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         head = ("", "check and value", "reason and cure")
         return html_table(map(_html_row, self), head, left=(1, 2), wrap=(1, 2))
 

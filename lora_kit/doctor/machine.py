@@ -93,6 +93,7 @@ def _from_file() -> tuple[Any, str | None]:
 
 @check("precision", see=("07_multi_gpu.ipynb", "The run, for one process and for many"))
 def precision(case: Case) -> list[Finding]:
+    """Whether mixed precision is set, readably, in one place only or in all alike."""
     import torch
 
     place = Precision.of(case.config)
@@ -123,6 +124,7 @@ def precision(case: Case) -> list[Finding]:
 
 @check("output folder", see=("05_train.ipynb", "The settings"))
 def output_folder(case: Case) -> list[Finding]:
+    """Whether the output folder is free, or holds what the run is to go on with."""
     config, folder = case.config, Path(case.config.output_dir)
     value, wanted = f"output_dir {config.output_dir!r}", case.config.resume_from_checkpoint
     try:

@@ -78,6 +78,7 @@ def _numbers(parameters: Iterable) -> str:
 
 @check("trainable parameters", needs=("unet",), see=("01_parameters.ipynb", "The LoRA in three lines"))
 def trainable_parameters(case: Case) -> list[Finding]:
+    """Whether the LoRA's matrices require gradients."""
     trained = _trained(case.unet)
     if not trained:
         cure = "add_lora(unet) after the last requires_grad_(False)"
@@ -89,6 +90,7 @@ def trainable_parameters(case: Case) -> list[Finding]:
 
 @check("frozen base", needs=("unet",), see=("01_parameters.ipynb", "Freezing"))
 def frozen_base(case: Case) -> list[Finding]:
+    """Whether nothing but the LoRA does."""
     trained = _trained(case.unet)
     base = [name for name in trained if "lora_" not in name]
     value = f"{len(base)} tensors of the base"
@@ -101,6 +103,7 @@ def frozen_base(case: Case) -> list[Finding]:
 
 @check("LoRA dtype", needs=("unet",), see=("01_parameters.ipynb", "Bytes: why the LoRA is kept in float32"))
 def lora_dtype(case: Case) -> list[Finding]:
+    """Whether what is trained is kept in float32."""
     trained = _trained(case.unet).values()
     small = sorted({str(parameter.dtype) for parameter in trained if parameter.element_size() < 4})
     if not trained:
@@ -118,6 +121,7 @@ def lora_dtype(case: Case) -> list[Finding]:
 
 @check("parameter list", needs=("parameters",), see=("01_parameters.ipynb", "The filter: a list, not an iterator"))
 def parameter_list(case: Case) -> list[Finding]:
+    """Whether the optimizer is given a list of all that is trainable, and of nothing else."""
     groups, cure = case.parameters, "trainable_parameters(unet)"
     if not isinstance(groups, (list, tuple)):
         reason = "an optimizer reads an iterator once; clipping is then handed an empty one, and silently does nothing"

@@ -18,6 +18,7 @@ MOST_CANDIDATES = 10**6  # divisors that are tried: enough for all there are of 
 
 @check("8-bit Adam", needs=("shapes",), see=("02_optimizers.ipynb", "What does 8 bit save?"))
 def eight_bit_adam(case: Case) -> list[Finding]:
+    """Whether 8-bit Adam saves anything: small tensors keep 32-bit state."""
     shapes = case.shapes
     if not case.config.use_8bit_adam or not shapes:
         return []
@@ -36,6 +37,7 @@ def eight_bit_adam(case: Case) -> list[Finding]:
 
 @check("learning rate", see=("02_optimizers.ipynb", "`scale_lr`: the rate that the optimizer is given"))
 def learning_rate(case: Case) -> list[Finding]:
+    """Whether the peak, scaled where scale_lr is set, is a usual one."""
     config, (low, high) = case.config, USUAL_LEARNING_RATES
     peak, factor = config.peak_learning_rate(case.num_processes), config.total_batch_size(case.num_processes)
     value = f"{config.learning_rate:g}" + (f" x {factor} = {peak:g}" if config.scale_lr else "")
@@ -54,6 +56,7 @@ def learning_rate(case: Case) -> list[Finding]:
 
 @check("polynomial", see=("03_schedules.ipynb", "`polynomial`"))
 def polynomial(case: Case) -> list[Finding]:
+    """Whether the rate is above the one at which polynomial ends."""
     rate = case.config.learning_rate
     if case.config.lr_scheduler != "polynomial" or rate > LR_END:
         return []
@@ -65,6 +68,7 @@ def polynomial(case: Case) -> list[Finding]:
 
 @check("warm-up", needs=("steps", "schedule"), see=("03_schedules.ipynb", "`constant` and `constant_with_warmup`"))
 def warm_up(case: Case) -> list[Finding]:
+    """Whether the warm-up is read, and leaves updates at the full rate."""
     return [*_loop_warm_up(case), _warm_up(case.config, case.steps.total_updates)]
 
 
@@ -121,6 +125,7 @@ def _loop_warm_up(case):
 
 @check("restarts", see=("03_schedules.ipynb", "`cosine_with_restarts`"))
 def restarts(case: Case) -> list[Finding]:
+    """Whether cosine_with_restarts restarts."""
     cycles = case.config.lr_num_cycles
     value = f"lr_num_cycles {cycles}"
     if case.config.lr_scheduler != "cosine_with_restarts":
@@ -133,6 +138,7 @@ def restarts(case: Case) -> list[Finding]:
 
 @check("step rules", needs=("steps",), see=("03_schedules.ipynb", "`piecewise_constant`"))
 def step_rules(case: Case) -> list[Finding]:
+    """Whether all boundaries lie inside the run."""
     config, total = case.config, case.steps.total_updates
     if config.lr_scheduler != "piecewise_constant":
         return []
@@ -179,6 +185,7 @@ def _course(schedule: Schedule, updates: int) -> str:
 
 @check("accumulation", needs=("steps",), see=("04_steps.ipynb", "Ask accelerate"))
 def accumulation(case: Case) -> list[Finding]:
+    """Whether an epoch's last update has all its micro-steps."""
     full, last = case.steps.gradient_accumulation_steps, case.steps.micro_steps_in_last_update
     value, micro_steps = f"gradient_accumulation_steps {full}", case.steps.batches_per_process
     if last == full:
@@ -199,6 +206,7 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 @check("images", needs=("steps",), see=("04_steps.ipynb", "When it doesn't divide: repeated pictures"))
 def images(case: Case) -> list[Finding]:
+    """Whether there are pictures enough for one update."""
     steps = case.steps
     pictures, processes, whole = steps.num_examples, steps.num_processes, steps.total_batch_size
     value = f"{pictures} pictures"
@@ -220,6 +228,7 @@ def images(case: Case) -> list[Finding]:
 
 @check("noise of each process", see=("07_multi_gpu.ipynb", "What a second process changes"))
 def noise(case: Case) -> list[Finding]:
+    """Whether each process draws noise of its own."""
     config = case.config
     value = f"seed {config.seed!r}, {case.num_processes} process(es)"
     if config.behaviour.draws_from_seed or config.seed is None or case.num_processes == 1:
@@ -230,6 +239,7 @@ def noise(case: Case) -> list[Finding]:
 
 @check("clipping", see=("01_parameters.ipynb", "The filter: a list, not an iterator"))
 def clipping(case: Case) -> list[Finding]:
+    """Whether gradients are clipped as asked."""
     config = case.config
     value = f"max_grad_norm {config.max_grad_norm:g}"
     if config.behaviour.clips_gradients or not config.max_grad_norm:

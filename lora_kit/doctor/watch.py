@@ -35,7 +35,7 @@ class Watch:
     [('gradients', '2 of 2 tensors'), ('movement', '2 of 2 tensors')]
     """
 
-    def __init__(self, unet: "Module | None" = None, max_grad_norm: float | None = None):
+    def __init__(self, unet: "Module | None" = None, max_grad_norm: float | None = None) -> None:
         self.max_grad_norm = max_grad_norm
         self.norms: list[float] = []
         self.updates = 0
@@ -57,7 +57,7 @@ class Watch:
         self.handle = register_optimizer_step_pre_hook(self.look)
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.handle.remove()
 
     def look(self, optimizer: "Optimizer", args: Any, kwargs: Any) -> None:
