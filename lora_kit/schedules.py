@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_kit.config import TrainingConfig
-from lora_kit.lr_settings import LR_END, READ_BY, WARM_UP, parse_step_rules
+from lora_kit.lr_settings import LR_END, WARM_UP, parse_step_rules
 from lora_kit.steps import Steps
 from lora_kit.system.checks import is_number, shown, whole_number
 
@@ -40,11 +40,8 @@ class Schedule:
 
     @classmethod
     def of(cls, config: TrainingConfig, steps: Steps) -> "Schedule":
-        """The schedule of a configuration on a run of these `Steps`: updates times num_processes.
-
-        Raises ValueError for rules of piecewise_constant that can't be read; other schedules don't look at them.
-        """
-        rules = config.lr_step_rules if config.lr_scheduler in READ_BY["lr_step_rules"] else None
+        """The schedule of a configuration on a run of these `Steps`: updates times num_processes."""
+        rules = config.lr_step_rules if config.lr_scheduler == "piecewise_constant" else None
         return cls(
             name=config.lr_scheduler,
             peak=config.peak_learning_rate(steps.num_processes),

@@ -1,22 +1,16 @@
 import dataclasses
+import inspect
 import re
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
+from IPython.core.completer import provisionalcompleter
 
-from lora_kit.config import (
-    LR_SCHEDULERS,
-    MATCHED_DEFECTS,
-    OWN_SETTINGS,
-    ConfigWarning,
-    TrainingConfig,
-    build_parser,
-    check_step_rules,
-    parse_args,
-)
+from lora_kit.command_line.flags import parse_args, to_argv
+from lora_kit.config import FIELDS, OWN_SETTINGS, ConfigWarning, TrainingConfig, quiet_config
+from lora_kit.lr_settings import parse_step_rules
+from lora_kit.script import DEFECTS, KIT, SCRIPT
 from lora_kit.steps import Steps
 
 # every flag of diffusers' examples/text_to_image/train_text_to_image_lora.py, in its order
@@ -77,7 +71,7 @@ def config(**settings):
 def test_every_flag_of_the_reference_is_a_field():
     fields = {one.name for one in dataclasses.fields(TrainingConfig)}
     assert len(REFERENCE_FLAGS) == len(set(REFERENCE_FLAGS)) == 51
-    assert fields == {*REFERENCE_FLAGS, *OWN_FLAGS}
+    assert fields == {*REFERENCE_FLAGS, *OWN_FLAGS} - {"local_rank"}  # a launcher's word, not a choice
     assert set(OWN_SETTINGS) == OWN_FLAGS
 
 
@@ -109,7 +103,7 @@ def test_help_names_each_defect_on_its_line(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--help"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert [line[:3] for line in lines if line in MATCHED_DEFECTS] == ["D1:", "D2:", "D4:", "D7:"]
+    assert [line[:3] for line in lines if line in DEFECTS] == ["D1:", "D2:", "D4:", "D7:"]
 
 
 def test_learning_rate_must_be_chosen():
@@ -163,7 +157,6 @@ def test_learning_rate_must_be_chosen():
         ("checkpointing_steps", 0, "at least 1"),
         ("checkpoints_total_limit", 0, "at least 1"),
         ("num_validation_images", 0, "at least 1"),
-        ("local_rank", -2, "at least -1"),
         ("scale_lr", 1, "True or False"),
         ("use_8bit_adam", "yes", "True or False"),
         ("output_dir", None, "a value is needed"),
@@ -189,7 +182,7 @@ def test_every_field_refuses_what_is_no_value_for_it(name):
 
 
 def test_beta_zero_and_count_limits_are_legal():
-    made = config(adam_beta1=0, adam_beta2=0.0, max_grad_norm=0, adam_weight_decay=0, seed=0, local_rank=0)
+    made = config(adam_beta1=0, adam_beta2=0.0, max_grad_norm=0, adam_weight_decay=0, seed=0)
     assert (made.adam_beta1, made.max_grad_norm, made.seed) == (0.0, 0.0, 0)
     assert isinstance(made.adam_beta1, float)
 
@@ -249,8 +242,8 @@ def test_step_rules_that_cannot_work(rules):
 
 
 def test_step_rules():
-    assert check_step_rules("1:100,0.1:200,0.01") == ([(100, 1.0), (200, 0.1)], 0.01)
-    assert check_step_rules("0.5") == ([], 0.5)
+    assert parse_step_rules("1:100,0.1:200,0.01") == ([(100, 1.0), (200, 0.1)], 0.01)
+    assert parse_step_rules("0.5") == ([], 0.5)
 
 
 @pytest.mark.parametrize(
@@ -263,9 +256,12 @@ def test_step_rules():
             {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:5,0.1", "lr_warmup_steps": 2},
             "'piecewise_constant' ignores lr_warmup_steps 2",
         ),
-        ({"lr_scheduler": "cosine", "lr_num_cycles": 3}, "lr_num_cycles 3 is ignored by lr_scheduler 'cosine'"),
-        ({"lr_scheduler": "linear", "lr_power": 2.0}, "lr_power 2.0 is ignored by lr_scheduler 'linear'"),
-        ({"lr_step_rules": "1:5,0.1"}, "lr_step_rules '1:5,0.1' is ignored by lr_scheduler 'constant'"),
+        (
+            {"lr_scheduler": "cosine", "lr_num_cycles": 3},
+            "lr_scheduler 'cosine' ignores lr_num_cycles 3: only 'cosine_with_restarts' reads it",
+        ),
+        ({"lr_scheduler": "linear", "lr_power": 2.0}, "lr_scheduler 'linear' ignores lr_power 2.0"),
+        ({"lr_step_rules": "1:5,0.1"}, "lr_scheduler 'constant' ignores lr_step_rules '1:5,0.1'"),
     ],
 )
 def test_warnings(settings, said):
@@ -313,116 +309,85 @@ def test_scaled_rate():
     assert dataclasses.replace(made, scale_lr=True).peak_learning_rate(2) == pytest.approx(24e-4)
 
 
-README_COMMANDS = [
-    # diffusers, examples/text_to_image/README.md
-    """--pretrained_model_name_or_path=CompVis/stable-diffusion-v1-4 --dataset_name=lambdalabs/naruto-blip-captions
-    --caption_column=text --resolution=512 --random_flip --train_batch_size=1 --num_train_epochs=100
-    --checkpointing_steps=5000 --learning_rate=1e-04 --lr_scheduler=constant --lr_warmup_steps=0 --seed=42
-    --output_dir=sd-naruto-model-lora --validation_prompt=cute_dragon_creature --report_to=wandb""",
-    # diffusers, docs/source/en/training/lora.md
-    """--pretrained_model_name_or_path=stable-diffusion-v1-5/stable-diffusion-v1-5
-    --dataset_name=lambdalabs/naruto-blip-captions --dataloader_num_workers=8 --resolution=512 --center_crop
-    --random_flip --train_batch_size=1 --gradient_accumulation_steps=4 --max_train_steps=15000 --learning_rate=1e-04
-    --max_grad_norm=1 --lr_scheduler=cosine --lr_warmup_steps=0 --output_dir=out --push_to_hub --hub_model_id=name
-    --report_to=wandb --checkpointing_steps=500 --validation_prompt=naruto --seed=1337""",
-    # diffusers, examples/text_to_image/test_text_to_image_lora.py
-    """--pretrained_model_name_or_path hf-internal-testing/tiny-stable-diffusion-pipe
-    --dataset_name hf-internal-testing/dummy_image_text_data --resolution 64 --train_batch_size 1
-    --gradient_accumulation_steps 1 --max_train_steps 4 --learning_rate 5.0e-04 --scale_lr --lr_scheduler constant
-    --lr_warmup_steps 0 --output_dir out --checkpointing_steps=2 --checkpoints_total_limit=2 --seed=0
-    --resume_from_checkpoint=checkpoint-4""",
-]
-
-
-@pytest.mark.parametrize("command", README_COMMANDS)
-def test_command_lines_of_the_reference(command):
-    made = parse_args(command.split())
-    for flag in re.findall(r"--(\w+)[= ]([^-\s]\S*)", command):
-        value = getattr(made, flag[0])
-        assert value == type(value)(flag[1])
-    switches = re.findall(r"--(\w+)(?=\s+--|\s*$)", command)
-    assert switches and all(getattr(made, name) is True for name in switches)
-    assert made.target_modules == ("to_k", "to_q", "to_v", "to_out.0")
-
-
-ROUND_TRIPS = [
-    {},
-    {"style": None, "dataset_name": "a/b", "dataset_config_name": "c", "image_column": "x", "caption_column": "y"},
-    {"style": None, "train_data_dir": "with space/and 'quote'", "resolution": 256, "center_crop": True},
-    {"target_modules": ("to_q",), "rank": 16, "lora_alpha": 32},
-    {"target_modules": ("ff.net.0.proj", "conv1"), "style": "blueprint", "report_to": "none"},
-    {"validation_prompt": "--dashes-first", "num_validation_images": 1, "validation_epochs": 5},
-    {"validation_prompt": "a = b, 100%", "seed": 0},
-    {"learning_rate": 1.2345678901234567e-4, "scale_lr": True, "adam_beta1": 0.0, "adam_beta2": 0.95},
-    {"adam_weight_decay": 0.0, "adam_epsilon": 1e-6, "max_grad_norm": 0.0, "use_8bit_adam": True},
-    {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:10,0.1:20,0.01"},
-    {"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 4, "lr_warmup_steps": 5, "max_train_steps": 80},
-    {"lr_scheduler": "polynomial", "lr_power": 0.5, "num_train_epochs": 3},
-    {"snr_gamma": 5.0, "noise_offset": 0.1, "prediction_type": "v_prediction", "mixed_precision": "bf16"},
-    {"resume_from_checkpoint": "latest", "checkpoints_total_limit": 2, "checkpointing_steps": 10},
-    {"gradient_checkpointing": True, "gradient_accumulation_steps": 8, "train_batch_size": 1, "random_flip": True},
-    {"push_to_hub": True, "hub_model_id": "me/lora", "hub_token": "hf_x", "revision": "main", "variant": "fp16"},
-    {"dataloader_num_workers": 2, "allow_tf32": True, "local_rank": 1, "cache_dir": "c", "logging_dir": "l"},
-    {"enable_xformers_memory_efficient_attention": True, "image_interpolation_mode": "nearest_exact"},
-    {"match_diffusers": True, "learning_rate": 1e-3, "lr_warmup_steps": 0, "no_cache": True},
-    {"match_diffusers": True, "learning_rate": 1e-4, "lr_warmup_steps": 500, "lr_scheduler": "linear"},
-    {"attention": "plain", "channels_last": True, "torch_compile": True},
-    {"max_train_samples": 7, "pretrained_model_name_or_path": "a/b", "output_dir": "o"},
-]
-
-
-@pytest.mark.parametrize("settings", ROUND_TRIPS)
-def test_round_trip(settings):
-    made = config(**settings)
-    again = parse_args(made.to_argv())
-    assert again == made
-    given = {name: getattr(again, name) for name in settings}
-    assert given == settings
-
-
-def test_round_trips_set_every_field():
-    named = {name for settings in ROUND_TRIPS for name in settings}
-    assert {one.name for one in dataclasses.fields(TrainingConfig)} == named
-
-
 def test_path_is_taken_as_text():
     assert config(output_dir=Path("a") / "b").output_dir == str(Path("a") / "b")
 
 
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["--style=outlined"], "--learning_rate"),
-        (["--style=outlined", "--learning_rate=1e-3", "--lr_schedulr=cosine"], "--lr_schedulr"),
-        (["--style=outlined", "--learning_rate=1e-3", "--lr_sched=cosine"], "--lr_sched"),  # no abbreviations
-        (["--style=outlined", "--learning_rate=abc"], "abc"),
-        (["--style=outlined", "--learning_rate=-1"], "learning_rate -1.0 must be greater than 0"),
-        (["--style=outlined", "--learning_rate=1e-3", "--rank=2.5"], "2.5"),
-        (["--learning_rate=1e-3"], "no data"),
-    ],
-)
-def test_bad_command_line(argv, said, capsys):
-    with pytest.raises(SystemExit) as caught:
-        parse_args(argv)
-    assert caught.value.code == 2
-    assert said in capsys.readouterr().err.splitlines()[-1]
+def test_the_flag_of_launchers_is_accepted():
+    argv = to_argv(config())
+    assert parse_args([*argv, "--local_rank=1"]) == parse_args(argv) == config()
 
 
-def test_help_explains_every_flag():
-    text = " ".join(build_parser().format_help().split())
-    for one in dataclasses.fields(TrainingConfig):
-        assert f"--{one.name} " in text
-        assert one.metadata["help"] in text
-    assert "Default: to_k to_q to_v to_out.0." in text
-    assert all(name in text for name in LR_SCHEDULERS)
+def test_the_signature_shows_every_setting():
+    parameters = inspect.signature(TrainingConfig).parameters
+    assert list(parameters) == list(FIELDS)
+    assert parameters["rank"].default == 4 and parameters["rank"].annotation is int
+    assert parameters["learning_rate"].default is inspect.Parameter.empty
 
 
-def test_help_is_quick_and_needs_no_torch():
-    code = (
-        "import sys; from lora_kit.config import parse_args; sys.argv = ['x', '--help']\n"
-        "try: parse_args()\n"
-        "finally: print({'torch', 'diffusers', 'peft'} & sys.modules.keys())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0
-    assert done.stdout.rstrip().endswith("set()")
+@pytest.mark.parametrize("jedi", [True, False])
+def test_ipython_completes_a_setting(jedi):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    shell.Completer.use_jedi = jedi
+    shell.run_cell("from lora_kit import TrainingConfig")
+    text = "TrainingConfig(lr_"
+    with provisionalcompleter():
+        names = {completion.text.rstrip("=") for completion in shell.Completer.completions(text, len(text))}
+    assert {"lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_step_rules"} <= names
+
+
+def test_numpy_s_numbers_are_numbers():
+    import numpy as np
+
+    made = config(rank=np.int64(8), learning_rate=np.float32(0.5e-3), lr_warmup_steps=np.uint8(0))
+    assert (made.rank, type(made.rank)) == (8, int)
+    assert (made.learning_rate, type(made.learning_rate)) == (pytest.approx(0.5e-3), float)
+    with pytest.raises(ValueError, match="center_crop .*True.* is not True or False"):
+        config(center_crop=np.bool_(True))
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), "1e-3", True, None, 1j])
+def test_what_is_no_rate(value):
+    with pytest.raises(ValueError, match="^learning_rate ") as error:
+        config(learning_rate=value)
+    assert len(str(error.value)) < 300
+
+
+def test_a_number_too_long_to_print_is_refused_in_a_line():
+    with pytest.raises(ValueError, match=r"lr_power a number of about 5000 digits is not a finite number"):
+        config(lr_scheduler="polynomial", lr_power=10**4999 * 9)
+
+
+def test_a_draft_holds_what_does_not_go_together():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draft = TrainingConfig.draft(
+            learning_rate=1e-7, lr_scheduler="polynomial", lr_warmup_steps=500, max_train_steps=40
+        )
+    assert (draft.lr_warmup_steps, draft.warmup_updates) == (500, 500)
+    assert [problem.split()[0] for problem in draft.problems()] == ["no", "learning_rate", "lr_warmup_steps"]
+    assert TrainingConfig.draft(match_diffusers=True).lr_warmup_steps == 500  # the script's own
+    with pytest.raises(ValueError, match="rank 0"):
+        TrainingConfig.draft(learning_rate=1e-3, rank=0)
+    with pytest.raises(TypeError, match="did you mean 'rank'"):
+        TrainingConfig.draft(learning_rate=1e-3, ranks=1)
+
+
+def test_a_quiet_config_is_checked_all_the_same():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert quiet_config({"style": "outlined", "learning_rate": 0.5}).learning_rate == 0.5
+        with pytest.raises(ValueError, match="no data"):
+            quiet_config({"learning_rate": 1e-3})
+
+
+def test_the_behaviour_is_one_of_two():
+    assert config().behaviour is KIT and config(match_diffusers=True, lr_warmup_steps=0).behaviour is SCRIPT
+    different = {
+        field.name for field in dataclasses.fields(KIT) if getattr(KIT, field.name) != getattr(SCRIPT, field.name)
+    }
+    assert different == {field.name for field in dataclasses.fields(KIT)}  # else it would be no difference
+    for mixed_precision, kept in (("fp16", True), ("bf16", False), ("no", False), (None, False)):
+        assert KIT.float32_lora(mixed_precision) and SCRIPT.float32_lora(mixed_precision) == kept

@@ -57,7 +57,15 @@ def plain(text):
 
 def test_every_entry_is_read():
     assert TERMS == re.findall(r"^## (.+)", TEXT, flags=re.MULTILINE)
-    assert len(TERMS) > 80
+    assert ENTRIES[TERMS.index("resume")] == {
+        "term": "resume",
+        "says": "To go on from a checkpoint as if the run had never stopped.\n",
+        "link": "08 Traps: 27. The resumed epoch shows pictures again",
+        "notebook": "08_traps",
+        "anchor": "27.-The-resumed-epoch-shows-pictures-again",
+        "words": None,
+        "flags": "`--resume_from_checkpoint`",
+    }
 
 
 def test_in_alphabetical_order_and_each_once():
@@ -69,8 +77,7 @@ def test_in_alphabetical_order_and_each_once():
 def test_a_notebook_links_to_terms_that_are_here(path):
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
     links = [link for cell in cells for link in re.findall(r"glossary\.md#([^)\s]+)\)", "".join(cell["source"]))]
-    assert len(set(links)) > 4  # the terms that a notebook uses are linked where they come first
-    assert [link for link in links if link not in ANCHORS] == []
+    assert links and [link for link in links if link not in ANCHORS] == []
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=TERMS)

@@ -2,17 +2,20 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from types import ModuleType
 from typing import Any
 
 from lora_kit.config import FIELDS, TrainingConfig, check_setting
-from lora_kit.doctor import machine, model, numbers
 from lora_kit.doctor.case import Case, count, draft, plan
 from lora_kit.doctor.findings import CHECKS, Check, Finding, Findings
+from lora_kit.doctor.machine import count_pictures
+from lora_kit.doctor.model import describe, trained_shapes
+from lora_kit.doctor.numbers import unusable_warm_up
 from lora_kit.lr_settings import LR_END, problem_of
 from lora_kit.schedules import Schedule
 from lora_kit.system.checks import is_number, is_whole, shown
 
+OF_NUMBERS = ("lora_kit.doctor.numbers",)  # modules of checks, in the order in which they are asked
+OF_EVERYTHING = ("lora_kit.doctor.model", *OF_NUMBERS, "lora_kit.doctor.machine")
 SETTINGS = Check("settings", see=("00_start_here.ipynb", "What a wrong value says"))
 
 
@@ -48,17 +51,17 @@ def examine(
     if config is None:
         return Findings(findings)
     if num_examples is None:
-        num_examples, more = machine.count_pictures(config)
+        num_examples, more = count_pictures(config)
         findings += more
     if unet is None:
-        unet, more = model.describe(config)
+        unet, more = describe(config)
         findings += more
     case = Case(config, num_processes, unet=unet, parameters=parameters)
     if unet is not None:
-        case = dataclasses.replace(case, shapes=model.trained_shapes(unet))
+        case = dataclasses.replace(case, shapes=trained_shapes(unet))
     if num_examples:
         case = _with_plan(case, num_examples, loop)
-    return _findings(case, unusable, findings, (model, numbers, machine))
+    return _findings(case, unusable, findings, OF_EVERYTHING)
 
 
 def examine_settings(
@@ -80,7 +83,7 @@ def examine_settings(
     if config is None:
         return Findings(findings)
     case = _with_plan(Case(config, num_processes, shapes=shapes), num_examples, {})
-    return _findings(case, unusable, findings, (numbers,))
+    return _findings(case, unusable, findings, OF_NUMBERS)
 
 
 def _loop_numbers(**numbers_told: float | None) -> dict[str, float]:
@@ -129,11 +132,11 @@ def _with_plan(case: Case, num_examples: int, loop: dict[str, float]) -> Case:
     return dataclasses.replace(case, steps=made.steps, schedule=made.schedule, loop_schedule=loop_schedule)
 
 
-def _findings(case: Case, unusable: list[Any], findings: list[Finding], modules: Iterable[ModuleType]) -> Findings:
-    findings = findings + [numbers.unusable_warm_up(warmup, case.steps) for warmup in unusable]
+def _findings(case: Case, unusable: list[Any], findings: list[Finding], modules: Iterable[str]) -> Findings:
+    findings = findings + [unusable_warm_up(warmup, case.steps) for warmup in unusable]
     answered = {finding.check for finding in findings}
     for module in modules:
         for name, check in CHECKS.items():
-            if check.look and check.look.__module__ == module.__name__ and name not in answered:
+            if check.look and check.look.__module__ == module and name not in answered:
                 findings += check(case)
     return Findings(findings)

@@ -71,7 +71,7 @@ def checked(
         raise ValueError(f"{name} None: a value is needed")
     wanted = {
         bool: (isinstance(value, bool), "True or False"),
-        int: (is_whole(value), "a whole number"),
+        int: (is_whole(value) and is_number(value), "a whole number"),
         float: (is_number(value), "a finite number"),
         tuple: (isinstance(value, list | tuple) and all(isinstance(item, str) for item in value), "a list of names"),
         str: ((isinstance(value, str) and value != "") or hasattr(value, "__fspath__"), "a text"),

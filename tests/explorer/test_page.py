@@ -23,8 +23,8 @@ from lora_kit.explorer.panels import (
     steps_html,
 )
 from lora_kit.explorer.presets import PRESETS
-from lora_kit.trainers.rosetta import TRAINERS
 from lora_kit.explorer.summary import summarize
+from lora_kit.trainers.rosetta import TRAINERS
 
 START = dict(style="outlined", learning_rate=1e-3, lr_scheduler="cosine", train_batch_size=4, num_train_epochs=12)
 

@@ -12,15 +12,16 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from test_steps import fingerprint
+from running import fingerprint
 
 from lora_kit.config import TrainingConfig
-from lora_kit.models import load_models
-from lora_kit.plots import read_metrics
-from lora_kit.schedules import rising_step_rules
 from lora_kit.data.emoji import emoji_captions, held_out, load_style
-from lora_kit.training import LORA, METRICS, train
 from lora_kit.explorer.trials import PROMPTS, Trials, fixed_inputs, fixed_loss, sweep, target, trial_settings
+from lora_kit.models import load_models
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS, read_metrics
+from lora_kit.schedules import rising_step_rules
+from lora_kit.training import train
 
 SMALL = {"learning_rate": 1e-4, "train_batch_size": 2, "max_train_samples": 6}  # 3 updates an epoch
 UPDATES = 4
