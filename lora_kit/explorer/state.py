@@ -156,7 +156,7 @@ def describe(settings: Mapping[str, Any], num_processes: int = 1) -> str:
     """The settings that most often make the difference, in a line."""
     draft = TrainingConfig.draft(**settings)
     parts = [draft.lr_scheduler, f"rate {draft.learning_rate:.3g}"]
-    parts += [f"warm-up {draft.lr_warmup_steps}"] if draft.lr_warmup_steps else []
+    parts += [f"warm-up {draft.warmup_updates}"] if draft.warmup_updates else []
     parts += [f"rank {draft.rank}"]
     parts += [f"{num_processes} processes"] if num_processes > 1 else []
     return ", ".join(parts)
