@@ -1,4 +1,4 @@
-"""Configurations to start from: each is a command line as it stands in its source, for `lora_kit.commands.read`."""
+"""Configurations to start from: each is a command line as it stands in its source, for `lora_kit.command_line.texts.read`."""
 
 from dataclasses import dataclass
 
