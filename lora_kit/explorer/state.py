@@ -87,14 +87,12 @@ class State:
 
         num_examples: pictures in the data set where the text doesn't say; left out, as many as before. name: for `started`.
         """
-        found = read(text)
-        sentences = list(found["said"])
-        if found["num_examples"] is None and num_examples is None:
+        reading = read(text)
+        sentences, counts = list(reading.sentences), (reading.num_examples, num_examples, self.num_examples)
+        if reading.num_examples is None and num_examples is None:
             sentences.append(f"How many pictures it has the text doesn't say: num_examples stays {self.num_examples}")
-        pictures = next(
-            count for count in (found["num_examples"], num_examples, self.num_examples) if count is not None
-        )
-        self._become(found["settings"], pictures, found["num_processes"])
+        pictures = next(count for count in counts if count is not None)
+        self._become(dict(reading.settings), pictures, reading.num_processes)
         self.started = name
         return sentences
 

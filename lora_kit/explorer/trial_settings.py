@@ -33,7 +33,7 @@ def trial_settings(settings: Mapping[str, Any], updates: int) -> tuple[dict[str,
             f"pretrained_model_name_or_path {model!r}: a trial trains the embedded model only; use train() or launch()"
         )
     style = asked.style or "outlined"
-    share = updates / Steps.of(asked, asked.max_train_samples or count_style(style)).total_updates
+    share = updates / Steps.of(asked, asked.max_train_samples or count_style(style, "lora")).total_updates
     if asked.lr_scheduler == "piecewise_constant":
         rules = _scaled(rules, share)
     warmup = min(round(asked.lr_warmup_steps * share), updates - 1)

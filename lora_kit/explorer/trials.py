@@ -23,8 +23,7 @@ from typing import Any
 
 from lora_kit.explorer.process_group import ProcessGroup
 from lora_kit.explorer.trial_settings import naming, sweep, trial_settings
-from lora_kit.output.folder import METRICS
-from lora_kit.output.metrics import new_records
+from lora_kit.output.metrics import METRICS, new_records
 from lora_kit.system.checks import whole_number
 
 __all__ = ["ENDED", "EVENTS", "PROMPTS", "Trials", "sweep", "trial_settings"]
