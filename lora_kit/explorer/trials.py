@@ -96,7 +96,8 @@ class Trials:
         the lists updates (0 is the first), loss, lr, grad_norm; fixed, (updates done, `fixed_loss`); samples, (updates
         done, path of a PNG); target, the path of a PNG of the style's own pictures of the prompts, or None; error, a line
         or None; seconds since it left "waiting". An update counts what went before it, updates done what went before the
-        measurement: (0, loss) in fixed is the base model's. A loss or norm that was no number is nan.
+        measurement: (0, loss) in fixed is the base model's. A fixed loss that is no number is nan; a norm
+        that wasn't measured is None.
         """
         with self._lock:
             statuses = [group.poll() for group in self._groups]  # before reading: then nothing comes after it
@@ -147,10 +148,11 @@ class _Trial:
             if "update" in record:
                 self.record["updates"].append(record["update"])
                 for name in ("loss", "lr", "grad_norm"):
-                    self.record[name].append(_number(record[name]))
+                    self.record[name].append(record[name])
             self.record["target"] = record.get("target", self.record["target"])
             if "fixed" in record:
-                self.record["fixed"].append((record["fixed"][0], _number(record["fixed"][1])))
+                done, loss = record["fixed"]
+                self.record["fixed"].append((done, math.nan if loss is None else loss))  # JSON has no nan
             if "samples" in record:
                 self.record["samples"].append(tuple(record["samples"]))
         if self.record["state"] not in ENDED:
@@ -166,10 +168,6 @@ class _Trial:
 
     def copy(self):
         return {name: value.copy() if isinstance(value, list) else value for name, value in self.record.items()}
-
-
-def _number(value):
-    return math.nan if value is None else value  # JSON has no nan
 
 
 def _end(groups, keep=False):

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-
-from lora_kit.config import LR_SCHEDULERS
 from lora_kit.explorer.drawing import (
     LEFT,
     LEGEND,
@@ -24,9 +22,11 @@ from lora_kit.explorer.drawing import (
     thinned,
     ticks,
 )
+
+from lora_kit.config import LR_SCHEDULERS
+from lora_kit.explorer.summary import AXES, summarize
 from lora_kit.memory import memory
 from lora_kit.trainers.rosetta import TRAINERS
-from lora_kit.explorer.summary import AXES, summarize
 
 SVG = "{http://www.w3.org/2000/svg}"
 

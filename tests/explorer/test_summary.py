@@ -10,11 +10,11 @@ import pytest
 from lora_kit.command_line.texts import read
 from lora_kit.config import LR_SCHEDULERS, TrainingConfig, parse_args
 from lora_kit.doctor.examine import examine_settings
+from lora_kit.explorer.summary import AXES, ignored, summarize
 from lora_kit.memory import lora_shapes, memory
-from lora_kit.trainers.rosetta import TRAINERS, trainer_rates
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
-from lora_kit.explorer.summary import AXES, ignored, summarize
+from lora_kit.trainers.rosetta import TRAINERS, trainer_rates
 
 RULES = "1:100,0.1:200,0.01"
 
