@@ -9,15 +9,16 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
-    "config": ("ConfigWarning", "TrainingConfig", "parse_args"),
+    "command_line.flags": ("parse_args", "to_argv"),
+    "config": ("ConfigWarning", "TrainingConfig"),
     "doctor": ("examine",),
-    "explore": ("explorer",),
-    "launch": ("LaunchError",),
+    "explorer": ("explorer",),
+    "system.kernel": ("LaunchError",),
     "optimizers": ("expected_state_bytes", "make_optimizer", "state_bytes"),
     "parameters": ("add_lora", "parameter_table", "trainable_parameters"),
-    "schedules": ("applied_learning_rates", "make_scheduler"),
+    "schedules": ("Schedule", "applied_learning_rates"),
     "steps": ("Steps",),
-    "styles": ("emoji_captions", "held_out", "load_style"),
+    "data.emoji": ("emoji_captions", "held_out", "load_style"),
     "training": ("train",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

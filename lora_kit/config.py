@@ -7,7 +7,6 @@ latter: no warm-up unless asked for, and a rate that you choose. With match_diff
 
 import dataclasses
 import functools
-import types
 import typing
 import warnings
 from collections.abc import Mapping
@@ -26,7 +25,6 @@ OWN_SETTINGS = (  # what diffusers' script has no flag for
     "style", "target_modules", "lora_alpha", "lr_num_cycles", "lr_power", "lr_step_rules", "match_diffusers", "no_cache",
     "attention", "channels_last", "torch_compile",
 )  # fmt: skip
-SEE_HELP = "see `python -m lora_kit.training --help` for all of them"
 
 
 class ConfigWarning(UserWarning):
@@ -153,7 +151,7 @@ class TrainingConfig:
 
     def problems(self) -> list[str]:
         """What can't work together: a list of sentences, empty where all can."""
-        problems, name = [], self.lr_scheduler
+        problems, name, rate = [], self.lr_scheduler, self.learning_rate
         sources = [source for source in DATA_SOURCES if getattr(self, source) is not None]
         if not sources:
             problems.append("no data: give one of style, dataset_name or train_data_dir")
@@ -164,10 +162,8 @@ class TrainingConfig:
             problems.append(f"target_modules () names nothing to train; the usual ones are {TARGET_MODULES}")
         if self.report_to == "wandb" and self.hub_token is not None:
             problems.append("hub_token with report_to 'wandb' would publish the token; use `hf auth login` instead")
-        if name == "polynomial" and self.learning_rate <= LR_END:
-            problems.append(
-                f"learning_rate {self.learning_rate!r} is not above {LR_END:g}, where lr_scheduler 'polynomial' ends"
-            )
+        if name == "polynomial" and rate <= LR_END:
+            problems.append(f"learning_rate {rate!r} is not above {LR_END:g}, where lr_scheduler 'polynomial' ends")
         checks = [lambda: name == "piecewise_constant" and parse_step_rules(self.lr_step_rules)]
         if self.max_train_steps is not None and self.behaviour.refuses_bad_fit:
             checks.append(lambda: check_warmup(self.warmup_updates, self.max_train_steps))
@@ -175,25 +171,19 @@ class TrainingConfig:
 
     def notices(self) -> list[str]:
         """What is legal but out of the ordinary, or idle because of another setting: a list of sentences."""
-        low, high = USUAL_LEARNING_RATES
-        notices = []
-        if not low <= self.learning_rate <= high and not self.scale_lr:
-            notices.append(
-                f"learning_rate {self.learning_rate!r} is outside {low:g}..{high:g}, where LoRA usually trains"
-            )
-        if self.lr_warmup_steps and not self.warmup_updates:
-            cure = "choose constant_with_warmup, or leave lr_warmup_steps at 0"
-            notices.append(
-                f"lr_scheduler {self.lr_scheduler!r} ignores lr_warmup_steps {self.lr_warmup_steps!r}: {cure}"
-            )
+        notices, rate, (low, high) = [], self.learning_rate, USUAL_LEARNING_RATES
+        if not low <= rate <= high and not self.scale_lr:
+            notices.append(f"learning_rate {rate!r} is outside {low:g}..{high:g}, where LoRA usually trains")
+        for name, readers in READ_BY.items():
+            value = getattr(self, name)
+            if value != FIELDS[name].default and self.lr_scheduler not in readers:
+                cure = f"only {readers[0]!r} reads it"
+                if name == "lr_warmup_steps":
+                    cure = "choose constant_with_warmup, or leave lr_warmup_steps at 0"
+                notices.append(f"lr_scheduler {self.lr_scheduler!r} ignores {name} {value!r}: {cure}")
         if self.max_train_steps is not None and not self.behaviour.refuses_bad_fit:
             problem = problem_of(lambda: check_warmup(self.warmup_updates, self.max_train_steps))
             notices += [problem] if problem else []
-        for name in ("lr_num_cycles", "lr_power", "lr_step_rules"):
-            value = getattr(self, name)
-            if value != FIELDS[name].default and self.lr_scheduler not in READ_BY[name]:
-                reader = f"only {READ_BY[name][0]!r} reads it"
-                notices.append(f"{name} {value!r} is ignored by lr_scheduler {self.lr_scheduler!r}; {reader}")
         return notices
 
     @property
@@ -240,7 +230,8 @@ def _with_defaults(settings):
     """Settings with the defaults of their behaviour; TypeError for a name that is none, or no learning_rate."""
     for name in settings:
         if name not in FIELDS:
-            raise TypeError(f"{name!r} is not a setting: {did_you_mean(name, FIELDS, SEE_HELP)}")
+            hint = did_you_mean(name, FIELDS, "see `python -m lora_kit.training --help` for all of them")
+            raise TypeError(f"{name!r} is not a setting: {hint}")
     settings = {**(SCRIPT if settings.get("match_diffusers") else KIT).defaults, **settings}
     if "learning_rate" not in settings:
         raise TypeError("learning_rate is missing: choose one; 1e-4 to 1e-3 is typical of LoRA")
@@ -258,13 +249,11 @@ def quiet_config(settings: Mapping[str, Any]) -> TrainingConfig:
 def kind_of(name: str) -> tuple[type, bool]:
     """(bool, int, float, str or tuple, whether it may be None) for the name of a setting, from its annotation."""
     hint = typing.get_type_hints(TrainingConfig)[name]
-    if isinstance(hint, types.UnionType):
-        return typing.get_args(hint)[0], True
-    return typing.get_origin(hint) or hint, False
+    optional = type(None) in typing.get_args(hint)
+    return (typing.get_args(hint)[0] if optional else typing.get_origin(hint) or hint), optional
 
 
 def check_setting(name: str, value: Any) -> Any:
     """`value` as the setting's type. Raises ValueError where it is none, or out of its bounds."""
     kind, optional = kind_of(name)
-    rules = FIELDS[name].metadata["rules"]
-    return checked(name, value, kind, optional, **({"low": 1} if kind is int else {}) | rules)
+    return checked(name, value, kind, optional, **({"low": 1} if kind is int else {}) | FIELDS[name].metadata["rules"])

@@ -1,19 +1,46 @@
-"""Pictures to look at, and figures of their style: what the base draws, what the LoRA draws, what it was to learn."""
+"""What a LoRA has learned: pictures beside the base's and the style's, and a loss that runs can be compared by."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lora_kit.config import quiet_config
+from lora_kit.data.emoji import count_style, load_style
+from lora_kit.data.encoding import encode
+from lora_kit.data.images import CaptionedImages
+from lora_kit.models import Models
+from lora_kit.system.checks import whole_number
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from matplotlib.figure import Figure
+    from PIL.Image import Image as Picture
+
+SIDE = 64  # pixels, of the embedded model's pictures
 
 
-def draw(pipeline, prompts, seed=0, num_inference_steps=20, guidance_scale=2.0, batch_size=16, lora_scale=None):
+def draw(
+    pipeline: "StableDiffusionPipeline",
+    prompts: Sequence[str],
+    seed: int = 0,
+    num_inference_steps: int = 20,
+    guidance_scale: float = 2.0,
+    batch_size: int = 16,
+    lora_scale: float | None = None,
+) -> "list[Picture]":
     """One picture for each prompt, as PIL pictures. Prompt i always starts from the same noise for the same seed.
 
+    num_inference_steps, guidance_scale: the pipeline's. batch_size: prompts drawn together, which changes no picture.
     lora_scale: how strongly a loaded LoRA acts, 0 (not at all) to 1 (as trained) and beyond; None leaves it alone.
     """
     import torch
 
     images, extra = [], {} if lora_scale is None else {"cross_attention_kwargs": {"scale": lora_scale}}
     for first in range(0, len(prompts), batch_size):
-        part = list(prompts[first : first + batch_size])
-        generators = [torch.Generator().manual_seed(seed * 100_003 + first + index) for index in range(len(part))]
+        batch = list(prompts[first : first + batch_size])
+        generators = [torch.Generator().manual_seed(seed * 100_003 + first + index) for index in range(len(batch))]
         images += pipeline(
-            part,
+            batch,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             generator=generators,
@@ -22,7 +49,7 @@ def draw(pipeline, prompts, seed=0, num_inference_steps=20, guidance_scale=2.0, 
     return images
 
 
-def through_vae(vae, images):
+def through_vae(vae: "AutoencoderKL", images: "Sequence[Picture]") -> "list[Picture]":
     """Pictures after one trip through the VAE: the best that any LoRA of the UNet could draw. PIL in, PIL out."""
     import numpy as np
     import torch
@@ -36,22 +63,79 @@ def through_vae(vae, images):
     return processor.postprocess(decoded.float(), output_type="pil")
 
 
-def dark_pixel_share(images, threshold=64):
-    """The share of pixels whose luminance (0 to 255) is under `threshold`, over all pictures: outlines are dark."""
+def dark_pixel_share(images: "Sequence[Picture]", threshold: int = 64) -> float:
+    """The share of pixels whose luminance (0 to 255) is under `threshold`, over all pictures: outlines are dark.
+
+    >>> from PIL import Image
+    >>> dark_pixel_share([Image.new("RGB", (8, 8), "black"), Image.new("RGB", (8, 8), "white")])
+    0.5
+    """
     import numpy as np
 
     return float(np.mean([(np.asarray(image.convert("L")) < threshold).mean() for image in images]))
 
 
-def gap_closed(base, lora, target):
-    """How much of the distance from base to target the LoRA has covered: 0 none, 1 all; overshooting counts against it."""
+def gap_closed(base: float, lora: float, target: float) -> float:
+    """How much of the distance from base to target the LoRA has covered: 0 none, 1 all; overshooting counts against it.
+
+    Raises ValueError where base and target are equal.
+
+    >>> gap_closed(base=0, lora=3, target=4), gap_closed(base=0, lora=5, target=4)
+    (0.75, 0.75)
+    """
     if base == target:
         raise ValueError(f"base and target are both {base!r}: there is no gap to close")
     return 1 - abs(lora - target) / abs(base - target)
 
 
-def show_rows(rows, width=9.0):
-    """A figure with one row of pictures for each entry of {label: pictures}. Returns the matplotlib figure."""
+def fixed_inputs(
+    style: str, models: Models, pictures: int = 16, repeats: int = 2
+) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]":
+    """What `fixed_loss` measures on: noisy (N, 4, 16, 16), timesteps (N,), hidden (N, tokens, width), target (as noisy).
+
+    style: whose held-out pictures are shown, at 64 pixels. models: `Models` with all but the UNet; the noise scheduler
+    says what the target is, noise or velocity. pictures: how many, evenly spread over the emoji keyboard. repeats: at
+    how many timesteps each is shown; N = pictures * repeats, and the N timesteps are evenly spread as well.
+    Raises ValueError for an unknown style, and for numbers that are not whole, or more pictures than there are.
+    """
+    import torch
+
+    pictures, repeats = whole_number("pictures", pictures), whole_number("repeats", repeats)
+    if pictures > count_style(style, "held_out"):
+        raise ValueError(f"pictures {pictures} is more than the {count_style(style, 'held_out')} that are held out")
+    records = load_style(style, "held_out", size=SIDE)
+    records = records[:: len(records) // pictures][:pictures]
+    images = CaptionedImages(*([record[field] for record in records] for field in ("image", "text", "emoji")))
+    config = quiet_config({"style": style, "learning_rate": 1e-3, "resolution": SIDE})
+    encoded = encode(config, images, models, (8,))
+    latents = encoded.posterior[0, 0, :, 0].float().repeat(repeats, 1, 1, 1) * encoded.scaling_factor
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    scheduler, count = models.noise_scheduler, len(latents)
+    timesteps = ((torch.arange(count) + 0.5) * scheduler.config.num_train_timesteps / count).long()
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+    return noisy, timesteps, encoded.hidden[encoded.captions].repeat(repeats, 1, 1), target
+
+
+def fixed_loss(
+    unet: "UNet2DConditionModel", inputs: "tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]"
+) -> float:
+    """The mean squared error of the UNet's prediction on `fixed_inputs`, in float32; lower is better.
+
+    Pictures, noise, timesteps and target are the same for every run, so runs can be compared, whatever their seed,
+    batch size, snr_gamma or noise_offset, which the training loss depends on. Leaves the UNet in eval mode.
+    """
+    import torch
+
+    noisy, timesteps, hidden, target = (tensor.to(unet.device) for tensor in inputs)
+    with torch.no_grad():
+        predicted = unet.eval()(noisy, timesteps, hidden, return_dict=False)[0]
+    return torch.nn.functional.mse_loss(predicted.float(), target).item()
+
+
+def show_rows(rows: "Mapping[str, Sequence[Picture]]", width: float = 9.0) -> "Figure":
+    """A matplotlib figure with one row of pictures for each entry of {label: pictures}, `width` inches wide."""
     import numpy as np
     from matplotlib import pyplot as plt
 
@@ -68,3 +152,33 @@ def show_rows(rows, width=9.0):
         for edge in axis.spines.values():
             edge.set_visible(False)
     return figure
+
+
+def draw_validation(config, accelerator, unet, dtype, seed, folder, name):
+    """Draw config.num_validation_images pictures for validation_prompt with the UNet as it is now, as `folder`/`name`-N.png.
+
+    dtype: of VAE and text encoder. seed: of the noise, so that the pictures of all epochs start from the same. The UNet trains
+    on afterwards. Call it on the main process.
+    """
+    import torch
+
+    from lora_kit.models import load_pipeline
+
+    unet = accelerator.unwrap_model(unet)
+    pipeline = load_pipeline(
+        config.pretrained_model_name_or_path,
+        unet=unet,
+        revision=config.revision,
+        variant=config.variant,
+        cache_dir=config.cache_dir,
+    )
+    for part in (pipeline.vae, pipeline.text_encoder):
+        part.to(accelerator.device, dtype)
+    unet.eval()
+    generator = torch.Generator().manual_seed(seed)
+    folder.mkdir(exist_ok=True)
+    with accelerator.autocast():
+        for index in range(config.num_validation_images):
+            image = pipeline(config.validation_prompt, num_inference_steps=30, generator=generator).images[0]
+            image.save(folder / f"{name}-{index}.png")
+    unet.train()

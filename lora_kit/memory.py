@@ -3,16 +3,19 @@
 The shapes are in model_shapes.json, which scripts/make_model_shapes.py writes.
 """
 
-import difflib
 import json
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from lora_kit.optimizers import MIN_8BIT_ELEMENTS, expected_state_bytes
 from lora_kit.config import TARGET_MODULES
+from lora_kit.optimizers import MIN_8BIT_ELEMENTS, expected_state_bytes
+from lora_kit.system.checks import checked, whole_number
+from lora_kit.system.modules import nearest_kind
 
 SHAPES = Path(__file__).parent / "model_shapes.json"
 MODELS = {  # pretrained_model_name_or_path: title
@@ -25,7 +28,9 @@ MODELS = {  # pretrained_model_name_or_path: title
 WEIGHT_BYTES = {"no": 4, "fp16": 2, "bf16": 2}  # mixed_precision: bytes of one frozen weight
 
 
-def lora_shapes(model, rank=4, target_modules=TARGET_MODULES):
+def lora_shapes(
+    model: str, rank: int = 4, target_modules: str | Sequence[str] = TARGET_MODULES
+) -> list[tuple[int, ...]]:
     """The shapes of a LoRA's tensors, as a list of tuples: A, then B, for each module that it adapts.
 
     A linear module has A (rank, in) and B (out, rank); a convolution A (rank, in, height, width) and
@@ -40,10 +45,9 @@ def lora_shapes(model, rank=4, target_modules=TARGET_MODULES):
 
     Source: peft, tuners/lora/layer.py (`Linear`, `Conv2d`) and tuners/tuners_utils.py (`check_target_module_exists`).
     """
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise ValueError(f"rank {rank!r}: a whole number from 1 on is needed")
-    modules = _about(model)["modules"]
+    rank, modules = whole_number("rank", rank), _about(model)["modules"]
     targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    checked("target_modules", targets, tuple)
     if not targets:
         raise ValueError(f"target_modules is empty: name modules such as {TARGET_MODULES}")
     for target in targets:
@@ -56,61 +60,66 @@ def lora_shapes(model, rank=4, target_modules=TARGET_MODULES):
     return shapes
 
 
-def memory(model, rank=4, target_modules=TARGET_MODULES, use_8bit_adam=False, mixed_precision="no"):
+def memory(
+    model: str,
+    rank: int = 4,
+    target_modules: str | Sequence[str] = TARGET_MODULES,
+    mixed_precision: str = "no",
+) -> dict[str, Any]:
     """What stays in memory from the first update on, in bytes and counts, as a dict.
 
     base: the UNet's frozen weights, 4 bytes each, in fp16 and bf16 2. lora, gradients: the trained weights and their
-    gradients, float32. adam: the optimizer's state as asked for; adam_32, adam_8: both ways. parameters, tensors: what
-    is trained; small_parameters, small_tensors: of these, the tensors under 4,096 elements, whose state stays 32-bit.
-    rows: (shape, how many, bytes of state of each in 32 bits, in 8 bits) for each shape; adam_8 is their sum and, once,
-    the 2,048 bytes of the maps that all 8-bit tensors share.
+    gradients, float32. adam_32, adam_8: the optimizer's state in 32 bits and, with use_8bit_adam, in 8. parameters,
+    tensors: what is trained; small_parameters, small_tensors: of these, the tensors under 4,096 elements, whose state
+    stays 32-bit. rows: (shape, how many, bytes of state of each in 32 bits, in 8 bits) for each shape; adam_8 is their
+    sum and, once, the 2,048 bytes of the maps that all 8-bit tensors share.
 
     Not counted: activations, which the resolution and the batch decide; the VAE and the text encoder; what the
-    libraries keep for themselves (CUDA's context, cuBLAS's workspace, DDP's buckets, autocast's copies). match_diffusers
-    with bf16 keeps the LoRA in bf16, at half of lora and gradients. Raises ValueError as `lora_shapes` does, and for a
-    mixed_precision that is not "no", "fp16" or "bf16".
+    libraries keep for themselves (CUDA's context, cuBLAS's workspace, DDP's buckets, autocast's copies).
+    match_diffusers with bf16 keeps the LoRA in bf16, at half of lora and gradients. Raises ValueError as `lora_shapes`
+    does, and for a mixed_precision that is not "no", "fp16" or "bf16".
 
-    >>> found = memory("stabilityai/stable-diffusion-xl-base-1.0", rank=16, mixed_precision="bf16")
-    >>> found["base"], found["lora"], found["adam_32"], found["adam_8"]
+    >>> sizes = memory("stabilityai/stable-diffusion-xl-base-1.0", rank=16, mixed_precision="bf16")
+    >>> sizes["base"], sizes["lora"], sizes["adam_32"], sizes["adam_8"]
     (5134927368, 92897280, 185799040, 47176448)
 
     Source: diffusers, examples/text_to_image/train_text_to_image_lora.py; `expected_state_bytes` for the state.
     """
-    if mixed_precision not in WEIGHT_BYTES:
-        raise ValueError(f"mixed_precision {mixed_precision!r}: one of {', '.join(WEIGHT_BYTES)} is needed")
+    checked("mixed_precision", mixed_precision, str, choices=tuple(WEIGHT_BYTES))
     shapes = lora_shapes(model, rank, target_modules)
     sizes = [math.prod(shape) for shape in shapes]
     small = [size for size in sizes if size < MIN_8BIT_ELEMENTS]
-    adam = {bits: expected_state_bytes(shapes, bits == 8) for bits in (32, 8)}
     return {
         "base": WEIGHT_BYTES[mixed_precision] * _about(model)["parameters"],
         "lora": 4 * sum(sizes),
         "gradients": 4 * sum(sizes),
-        "adam": adam[8 if use_8bit_adam else 32],
-        "adam_32": adam[32],
-        "adam_8": adam[8],
+        "adam_32": expected_state_bytes(shapes),
+        "adam_8": expected_state_bytes(shapes, use_8bit_adam=True),
         "parameters": sum(sizes),
         "tensors": len(sizes),
         "small_tensors": len(small),
         "small_parameters": sum(small),
-        "rows": [(shape, count, _one(shape, False), _one(shape, True)) for shape, count in Counter(shapes).items()],
+        "rows": [
+            (shape, count, _state_of_one(shape, False), _state_of_one(shape, True))
+            for shape, count in Counter(shapes).items()
+        ],
     }
 
 
-def _one(shape, use_8bit_adam):
+def _state_of_one(shape, use_8bit_adam):
     """Bytes of state that one more tensor of this shape adds: without the maps, which all share."""
     return expected_state_bytes([shape] * 2, use_8bit_adam) - expected_state_bytes([shape], use_8bit_adam)
 
 
 @cache
-def _all():
+def _known_shapes():
     return json.loads(SHAPES.read_text())
 
 
 def _about(model):
     if model not in MODELS:
         raise ValueError(f"the shapes of {model!r} are not known here, only those of {', '.join(map(repr, MODELS))}")
-    return _all()[model]
+    return _known_shapes()[model]
 
 
 def _matches(name, target):
@@ -118,8 +127,6 @@ def _matches(name, target):
 
 
 def _hint(target, names):
-    if re.search(r"(blocks|attentions|resnets|samplers)\.[\d*]", target):
+    if re.search(r"(^|(blocks|attentions|resnets|samplers)\.)[\d*]+\.", target):
         return "equal blocks are counted together here: leave their numbers out"
-    ends = {".".join(name.split(".")[-length:]) for name in names for length in (1, 2)}
-    close = difflib.get_close_matches(target, sorted(end for end in ends if not end.isdigit() and "*" not in end), 1)
-    return f"did you mean {close[0]!r}?" if close else f"the usual ones are {TARGET_MODULES}"
+    return nearest_kind(target, names, TARGET_MODULES)

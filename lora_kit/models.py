@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_kit.config import TrainingConfig
+from lora_kit.system.checks import did_you_mean
 from lora_kit.system.imports import bars_for_downloads_only, quiet_imports
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ def model_path(name: str) -> str:
     """What `from_pretrained` takes: the folder of the embedded model for "embedded", else `name` as it is.
 
     Raises ValueError for a folder that is missing or is no model, before any hub is asked for it.
+
+    >>> model_path("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    'stable-diffusion-v1-5/stable-diffusion-v1-5'
     """
     if name == "embedded":
         return str(EMBEDDED_MODEL)
@@ -38,8 +42,8 @@ def model_path(name: str) -> str:
         problem = "is a file" if folder.exists() else "does not exist"
     elif looks_like_path and not (folder / "model_index.json").is_file():
         problem = "has no model_index.json"
-    elif "/" not in text and text.lower().startswith("embed"):
-        problem = 'is no model; did you mean "embedded"?'
+    elif "/" not in text and (hint := did_you_mean(text, ["embedded"])):
+        problem = f"is no model; {hint}"
     if problem:
         raise ValueError(
             f"pretrained_model_name_or_path {text!r} {problem}: give a folder with model_index.json, a Hub name "
@@ -54,8 +58,13 @@ def load_models(
     """`Models` for a `TrainingConfig`: in `dtype` (float32 if left out), on the CPU, all frozen, in eval mode.
 
     Parts that are not named in `parts` are None: neither they nor the classes that they need are loaded. Training puts
-    the UNet back into train mode. Raises ValueError for a part that is missing or broken. `revision` and `variant` go to those parts that the reference gives them to: both to
-    VAE and UNet, the revision to tokenizer and text encoder.
+    the UNet back into train mode. `revision` and `variant` go to those parts that the reference gives them to: both to
+    VAE and UNet, the revision to tokenizer and text encoder. Raises ValueError for a part that is missing or broken.
+
+    >>> config = TrainingConfig(style="outlined", learning_rate=1e-3)
+    >>> load_models(config, parts=("noise_scheduler",)).noise_scheduler.config.num_train_timesteps
+    1000
+
     Source: diffusers, examples/text_to_image/train_text_to_image_lora.py.
     """
     path = model_path(config.pretrained_model_name_or_path)
@@ -71,29 +80,39 @@ def load_models(
         "unet": ("diffusers", "UNet2DConditionModel", "unet", {**revision, **weights}),
         "noise_scheduler": ("diffusers", "DDPMScheduler", "scheduler", {}),
     }
+    name = f"pretrained_model_name_or_path {config.pretrained_model_name_or_path!r}"
     missing = [sources[part][2] for part in parts if Path(path).is_dir() and not Path(path, sources[part][2]).is_dir()]
     if missing:
-        raise ValueError(
-            f"pretrained_model_name_or_path {config.pretrained_model_name_or_path!r}: its {missing[0]} can't be loaded: the "
-            "folder has none"
-        )
+        raise ValueError(f"{name}: its {missing[0]} can't be loaded: the folder has none")
     loaded = dict.fromkeys(sources)
     with bars_for_downloads_only(path):
         for part in parts:
-            library, name, folder, options = sources[part]
-            kind = getattr(import_module(library), name)
+            library, kind, folder, options = sources[part]
+            load = getattr(import_module(library), kind).from_pretrained
             try:
-                loaded[part] = kind.from_pretrained(path, subfolder=folder, cache_dir=config.cache_dir, **options)
+                loaded[part] = load(path, subfolder=folder, cache_dir=config.cache_dir, **options)
             except Exception as error:  # of each library its own; they don't always name the file
-                raise ValueError(
-                    f"pretrained_model_name_or_path {config.pretrained_model_name_or_path!r}: its {folder} can't be loaded: "
-                    f"{type(error).__name__} {error}"
-                ) from error
+                reason = f"{type(error).__name__} {error}"
+                raise ValueError(f"{name}: its {folder} can't be loaded: {reason}") from error
     models = Models(**loaded)
     for model in (models.text_encoder, models.vae, models.unet):
         if model is not None:
             model.requires_grad_(False).eval()
     return models
+
+
+def speed_up(unet: Any, config: TrainingConfig) -> None:
+    """Apply the settings that trade a UNet's memory and time: gradient checkpointing, attention, compilation."""
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.enable_xformers_memory_efficient_attention:
+        unet.enable_xformers_memory_efficient_attention()
+    if config.attention == "plain":
+        from diffusers.models.attention_processor import AttnProcessor
+
+        unet.set_attn_processor(AttnProcessor())
+    if config.torch_compile:
+        unet.compile()
 
 
 def load_pipeline(name: str = "embedded", **options: Any) -> "StableDiffusionPipeline":
@@ -102,7 +121,8 @@ def load_pipeline(name: str = "embedded", **options: Any) -> "StableDiffusionPip
     The safety checker stays out: the embedded model has none, and Stable Diffusion's is a second model of 1.2 GB.
     Whoever publishes pictures for others passes their own `safety_checker`.
 
-    >>> load_pipeline("embedded")("cat face", num_inference_steps=20).images[0]  # doctest: +SKIP
+    >>> load_pipeline("embedded")("cat face", num_inference_steps=2).images[0].size
+    (64, 64)
     """
     path = model_path(name)
     quiet_imports()

@@ -2,15 +2,24 @@
 
 import math
 import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from lora_kit.config import TrainingConfig
 from lora_kit.system.imports import quiet_imports
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+    from torch.optim import Optimizer
 
 MIN_8BIT_ELEMENTS = 4096  # bitsandbytes' min_8bit_size: smaller tensors keep 32-bit state
 BLOCK = 256  # elements that share one scale (absmax) in 8-bit state
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
-def make_optimizer(parameters, config, learning_rate=None, fused=True):
+def make_optimizer(
+    parameters: "Sequence[Parameter]", config: TrainingConfig, learning_rate: float | None = None, fused: bool = True
+) -> "Optimizer":
     """torch's AdamW, or bitsandbytes' AdamW8bit where config.use_8bit_adam, over a list of parameters.
 
     learning_rate is the peak; left out: `config.peak_learning_rate()`, which with scale_lr is for one process. Fused
@@ -31,40 +40,35 @@ def make_optimizer(parameters, config, learning_rate=None, fused=True):
         )
     if not parameters:
         raise ValueError("parameters [] leaves nothing to train: call add_lora(unet) and pass what it returns")
-    frozen = sum(not parameter.requires_grad for parameter in parameters)
-    if frozen:
+    if frozen := sum(not parameter.requires_grad for parameter in parameters):
         raise ValueError(f"{frozen} of {len(parameters)} parameters are frozen: pass trainable_parameters(unet)")
-    small = {str(parameter.dtype) for parameter in parameters if parameter.element_size() < 4}
-    if small:
+    if small := {str(parameter.dtype) for parameter in parameters if parameter.element_size() < 4}:
         message = f"parameters in {', '.join(sorted(small))}: small updates round away; keep trained weights in float32"
         warnings.warn(message, stacklevel=2)
-    settings = {
-        "lr": config.peak_learning_rate() if learning_rate is None else learning_rate,
-        "betas": (config.adam_beta1, config.adam_beta2),
-        "eps": config.adam_epsilon,
-        "weight_decay": config.adam_weight_decay,
-    }
+    rate = config.peak_learning_rate() if learning_rate is None else learning_rate
+    betas, epsilon, decay = (config.adam_beta1, config.adam_beta2), config.adam_epsilon, config.adam_weight_decay
+    settings = dict(lr=rate, betas=betas, eps=epsilon, weight_decay=decay)
     if config.use_8bit_adam:
         quiet_imports()
         try:
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
-            raise ImportError(
-                "use_8bit_adam needs bitsandbytes: `pip install bitsandbytes`, or leave it out"
-            ) from error
+            cure = "`pip install bitsandbytes`, or leave it out"
+            raise ImportError(f"use_8bit_adam needs bitsandbytes: {cure}") from error
         return AdamW8bit(parameters, **settings)
     import torch
 
-    able = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
-    if fused and able:
+    if fused and all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters):
         return torch.optim.AdamW(parameters, fused=True, **settings)
     # on a CPU torch would loop over the tensors; foreach gives the same bits in half the time
     return torch.optim.AdamW(parameters, foreach=True if parameters[0].device.type == "cpu" else None, **settings)
 
 
-def state_bytes(optimizer):
-    """Records of the optimizer's state, one per parameter tensor: shape, elements, bits (of its two moments), bytes,
-    bytes_per_element. Take them after the first `step()`, which makes the state; before it this raises ValueError.
+def state_bytes(optimizer: "Optimizer") -> list[dict[str, Any]]:
+    """What the optimizer's state takes, as records, one per parameter tensor.
+
+    Each record: shape, elements, bits (of its two moments), bytes, bytes_per_element. Take them after the first
+    `step()`, which makes the state; before it this raises ValueError.
 
     Counted: every tensor in `optimizer.state`: the moments, torch's 4-byte step counter a parameter, the 8-bit scales.
     Not counted: bitsandbytes' step, a Python number. The two maps from 8 bits to numbers are shared by all 8-bit
@@ -73,24 +77,20 @@ def state_bytes(optimizer):
     if not optimizer.state:
         raise ValueError("this optimizer has no state yet: the first step() after a backward pass makes it")
     rows, maps = [], {}
-    for parameter in (one for group in optimizer.param_groups for one in group["params"]):
-        state = optimizer.state.get(parameter, {})
-        tensors = {name: value for name, value in state.items() if hasattr(value, "element_size")}
-        maps |= {value.data_ptr(): value.nbytes for name, value in tensors.items() if name.startswith("qmap")}
-        own = [value for name, value in tensors.items() if not name.startswith("qmap")]
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        state = {name: value for name, value in optimizer.state.get(parameter, {}).items() if hasattr(value, "nbytes")}
+        maps |= {value.data_ptr(): value.nbytes for name, value in state.items() if name.startswith("qmap")}
+        own = [value for name, value in state.items() if not name.startswith("qmap")]
         size, elements = sum(value.nbytes for value in own), parameter.numel()
         bits = next((8 * value.element_size() for value in own if value.shape == parameter.shape), None)
-        rows.append(_row(tuple(parameter.shape), elements, bits, size, size / elements))
+        rows.append((tuple(parameter.shape), elements, bits, size, size / elements))
     if maps:
-        rows.append(_row("shared maps", 0, None, sum(maps.values()), None))
-    return rows
+        rows.append(("shared maps", 0, None, sum(maps.values()), None))
+    names = ("shape", "elements", "bits", "bytes", "bytes_per_element")
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def _row(shape, elements, bits, size, each):
-    return {"shape": shape, "elements": elements, "bits": bits, "bytes": size, "bytes_per_element": each}
-
-
-def expected_state_bytes(shapes, use_8bit_adam=False):
+def expected_state_bytes(shapes: Iterable[Sequence[int]], use_8bit_adam: bool = False) -> int:
     """The bytes that `state_bytes` will measure in all, for float32 parameters of these shapes.
 
     32 bits: 8 an element (two float32 moments) and 4 a tensor (its step counter). 8 bits: a tensor under 4,096 elements

@@ -1,45 +1,87 @@
 """Figures: the learning rate as applied, the course of a run, and the live view that a notebook shows while it trains."""
 
-import json
 import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-# Okabe and Ito's palette: told apart by readers who are colour-blind; each curve also has its own line style
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+from lora_kit.config import TrainingConfig
+from lora_kit.output.metrics import read_metrics
+from lora_kit.schedules import Schedule
+from lora_kit.steps import AXES, Steps
+from lora_kit.system.looks import COLOURS, LINE_STYLES
 
-
-def read_metrics(path):
-    """(start record, [update records]) of a metrics.jsonl, also while it is being written; (None, []) before it is."""
-    start, updates, path = None, [], Path(path)
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if not line.endswith("\n"):
-            break  # half a line: the run is writing it
-        record = json.loads(line)
-        if record.get("event") == "start":
-            start, updates = record, []
-        elif "update" in record:
-            updates.append(record)
-    return start, updates
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def plot_learning_rates(curves, axes=None, steps=None):
+def plot_learning_rates(
+    curves: Mapping[str, Sequence[float]], axes: "Axes | None" = None, steps: Steps | None = None
+) -> "Axes":
     """Learning rate against optimizer update, one curve for each entry of {label: rates}; update 0 is the first.
 
-    steps: a `Steps`, to shade its warm-up and mark its epochs. Returns the matplotlib axes.
+    steps: shade its warm-up and mark its epochs.
     """
-    import matplotlib.pyplot as plt
-
-    if axes is None:
-        _, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    axes = _axes(axes)
     for index, (label, rates) in enumerate(curves.items()):
-        axes.plot(rates, color=COLOURS[index % 7], linestyle=LINE_STYLES[index % 7], label=label)
+        axes.plot(rates, **_look(index), label=label)
     if steps is not None and steps.lr_warmup_steps:
         axes.axvspan(0, steps.lr_warmup_steps, color="#999999", alpha=0.25, label="warm-up")
     if steps is not None and steps.epochs <= 40:
         for epoch in range(1, steps.epochs):
             axes.axvline(epoch * steps.updates_per_epoch, color="#999999", linewidth=0.5)
-    axes.set(xlabel="optimizer update (0 is the first)", ylabel="learning rate")
+    return _finished(axes, AXES["updates"])
+
+
+def plot_schedule(
+    config: TrainingConfig,
+    num_examples: int,
+    num_processes: int,
+    num_training_steps: int,
+    num_warmup_steps: int | None = None,
+    axes: "Axes | None" = None,
+) -> "Axes":
+    """What would happen if get_scheduler were told these numbers, beside what was meant.
+
+    num_training_steps, num_warmup_steps: in the scheduler's own steps, of which a prepared one makes num_processes an
+    update; num_warmup_steps left out is as meant.
+    """
+    steps = Steps.of(config, num_examples, num_processes)
+    meant = Schedule.of(config, steps)
+    warmup = meant.num_warmup_steps if num_warmup_steps is None else num_warmup_steps
+    told = replace(meant, num_training_steps=num_training_steps, num_warmup_steps=warmup)
+    curves = {f"as meant: {meant.num_training_steps}": meant, f"as told: {num_training_steps}": told}
+    updates = range(steps.total_updates)
+    return plot_learning_rates({label: one.applied(updates) for label, one in curves.items()}, axes, steps)
+
+
+def plot_summary(summary: Mapping[str, Any], axis: str = "updates", axes: "Axes | None" = None) -> "Axes":
+    """The curves of the explorer's summary over one of its `AXES`: its picture for a page without a kernel.
+
+    Solid: the rate as applied; dashed: what one process without accumulation would do.
+    """
+    axes = _axes(axes)
+    for index, curve in enumerate(summary["curves"]):
+        axes.plot(curve["passed"][axis], curve["rates"], **_look(index), label=curve["label"])
+    return _finished(axes, AXES[axis])
+
+
+def _axes(axes):
+    if axes is None:
+        import matplotlib.pyplot as plt
+
+        _, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    return axes
+
+
+def _look(index):
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
+
+
+def _finished(axes, xlabel):
+    axes.set(xlabel=xlabel, ylabel="learning rate")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     if len(axes.get_legend_handles_labels()[0]) > 1:
@@ -47,29 +89,8 @@ def plot_learning_rates(curves, axes=None, steps=None):
     return axes
 
 
-def plot_summary(summary, axis="updates", axes=None):
-    """The curves of `lora_kit.summary.summarize` over one of its axes: the explorer's picture for a page without a kernel.
-
-    Solid: the rate as applied; dashed: what one process without accumulation would do. Returns the matplotlib axes.
-    """
-    import matplotlib.pyplot as plt
-
-    from lora_kit.explorer.summary import AXES
-
-    if axes is None:
-        _, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for index, curve in enumerate(summary["curves"]):
-        look = dict(color=COLOURS[index % 7], linestyle=LINE_STYLES[index % 7])
-        axes.plot(curve["passed"][axis], curve["rates"], label=curve["label"], **look)
-    axes.set(xlabel=AXES[axis], ylabel="learning rate")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    return axes
-
-
-def plot_run(path, figure=None):
-    """Loss and learning rate of a run, from its metrics.jsonl. Returns the matplotlib figure."""
+def plot_run(path: str | Path, figure: "Figure | None" = None) -> "Figure":
+    """Loss and learning rate of a run, from its metrics.jsonl."""
     from matplotlib.figure import Figure
 
     start, updates = read_metrics(path)
@@ -81,7 +102,7 @@ def plot_run(path, figure=None):
         return figure
     x = [record["update"] for record in updates]
     losses = [record["loss"] for record in updates]
-    left.plot(x, losses, color=COLOURS[5], linewidth=0.8, label="each update")
+    left.plot(x, losses, color=COLOURS[10], linewidth=0.8, label="each update")
     window = max(len(losses) // 20, 2)
     smooth = [sum(losses[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(losses))]
     left.plot(x, smooth, color=COLOURS[0], label=f"mean of {window}")
@@ -101,11 +122,13 @@ def plot_run(path, figure=None):
 class LiveMetrics:
     """Draws a run's metrics.jsonl in the notebook's cell while the body of the `with` runs, from a thread.
 
-    >>> with LiveMetrics("runs/a/metrics.jsonl"):
-    ...     train(config, progress=False)
+    path: of the metrics, which need not be there yet. every: seconds between two looks at them. For `train` and `launch` alike:
+
+        with LiveMetrics("runs/a/metrics.jsonl"):
+            launch(config)
     """
 
-    def __init__(self, path, every=1.0):
+    def __init__(self, path: str | Path, every: float = 1.0):
         self.path, self.every = Path(path), every
 
     def _version(self):
@@ -131,7 +154,7 @@ class LiveMetrics:
                 drawn = now
                 self.handle.update(self._picture())
 
-    def __enter__(self):
+    def __enter__(self) -> "LiveMetrics":
         from IPython.display import display
         from matplotlib.figure import Figure
 
@@ -143,7 +166,7 @@ class LiveMetrics:
         self.thread.start()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         self.stop.set()
         self.thread.join()
         if self._version() != self.before:

@@ -129,35 +129,18 @@ class Steps:
 
     def rows(self) -> list[tuple[str, int, str]]:
         """The arithmetic as (quantity, value, how it comes about), for a table."""
-        total = "max_train_steps" if self.max_train_steps else f"{self.num_train_epochs} x {self.updates_per_epoch}"
+        examples, batch, processes = self.num_examples, self.train_batch_size, self.num_processes
+        accumulation, per_epoch, total = self.gradient_accumulation_steps, self.updates_per_epoch, self.total_updates
+        by = "max_train_steps" if self.max_train_steps else f"{self.num_train_epochs} x {per_epoch}"
+        warmup = f"{self.lr_warmup_steps} x {processes}"
         return [
-            ("batches in the data set", self.batches, f"ceil({self.num_examples} / {self.train_batch_size})"),
-            ("micro-steps an epoch", self.batches_per_process, f"ceil({self.batches} / {self.num_processes})"),
-            (
-                "updates an epoch",
-                self.updates_per_epoch,
-                f"ceil({self.batches_per_process} / {self.gradient_accumulation_steps})",
-            ),
-            ("updates in all", self.total_updates, total),
-            ("epochs begun", self.epochs, f"ceil({self.total_updates} / {self.updates_per_epoch})"),
-            (
-                "pictures an update",
-                self.total_batch_size,
-                f"{self.train_batch_size} x {self.gradient_accumulation_steps} x {self.num_processes}",
-            ),
-            (
-                "micro-steps in an epoch's last update",
-                self.micro_steps_in_last_update,
-                f"of {self.gradient_accumulation_steps}",
-            ),
-            (
-                "warm-up for the scheduler",
-                self.num_warmup_steps_for_scheduler,
-                f"{self.lr_warmup_steps} x {self.num_processes}",
-            ),
-            (
-                "total for the scheduler",
-                self.num_training_steps_for_scheduler,
-                f"{self.total_updates} x {self.num_processes}",
-            ),
+            ("batches in the data set", self.batches, f"ceil({examples} / {batch})"),
+            ("micro-steps an epoch", self.batches_per_process, f"ceil({self.batches} / {processes})"),
+            ("updates an epoch", per_epoch, f"ceil({self.batches_per_process} / {accumulation})"),
+            ("updates in all", total, by),
+            ("epochs begun", self.epochs, f"ceil({total} / {per_epoch})"),
+            ("pictures an update", self.total_batch_size, f"{batch} x {accumulation} x {processes}"),
+            ("micro-steps in an epoch's last update", self.micro_steps_in_last_update, f"of {accumulation}"),
+            ("warm-up for the scheduler", self.num_warmup_steps_for_scheduler, warmup),
+            ("total for the scheduler", self.num_training_steps_for_scheduler, f"{total} x {processes}"),
         ]

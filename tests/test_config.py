@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -6,17 +7,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+from IPython.core.completer import provisionalcompleter
 
-from lora_kit.config import (
-    LR_SCHEDULERS,
-    MATCHED_DEFECTS,
-    OWN_SETTINGS,
-    ConfigWarning,
-    TrainingConfig,
-    build_parser,
-    check_step_rules,
-    parse_args,
-)
+from lora_kit.command_line.flags import build_parser, parse_args, to_argv
+from lora_kit.config import FIELDS, OWN_SETTINGS, ConfigWarning, TrainingConfig, quiet_config
+from lora_kit.lr_settings import LR_SCHEDULERS, parse_step_rules
+from lora_kit.script import DEFECTS, KIT, SCRIPT
 from lora_kit.steps import Steps
 
 # every flag of diffusers' examples/text_to_image/train_text_to_image_lora.py, in its order
@@ -77,7 +73,7 @@ def config(**settings):
 def test_every_flag_of_the_reference_is_a_field():
     fields = {one.name for one in dataclasses.fields(TrainingConfig)}
     assert len(REFERENCE_FLAGS) == len(set(REFERENCE_FLAGS)) == 51
-    assert fields == {*REFERENCE_FLAGS, *OWN_FLAGS}
+    assert fields == {*REFERENCE_FLAGS, *OWN_FLAGS} - {"local_rank"}  # a launcher's word, not a choice
     assert set(OWN_SETTINGS) == OWN_FLAGS
 
 
@@ -109,7 +105,7 @@ def test_help_names_each_defect_on_its_line(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--help"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert [line[:3] for line in lines if line in MATCHED_DEFECTS] == ["D1:", "D2:", "D4:", "D7:"]
+    assert [line[:3] for line in lines if line in DEFECTS] == ["D1:", "D2:", "D4:", "D7:"]
 
 
 def test_learning_rate_must_be_chosen():
@@ -163,7 +159,6 @@ def test_learning_rate_must_be_chosen():
         ("checkpointing_steps", 0, "at least 1"),
         ("checkpoints_total_limit", 0, "at least 1"),
         ("num_validation_images", 0, "at least 1"),
-        ("local_rank", -2, "at least -1"),
         ("scale_lr", 1, "True or False"),
         ("use_8bit_adam", "yes", "True or False"),
         ("output_dir", None, "a value is needed"),
@@ -189,7 +184,7 @@ def test_every_field_refuses_what_is_no_value_for_it(name):
 
 
 def test_beta_zero_and_count_limits_are_legal():
-    made = config(adam_beta1=0, adam_beta2=0.0, max_grad_norm=0, adam_weight_decay=0, seed=0, local_rank=0)
+    made = config(adam_beta1=0, adam_beta2=0.0, max_grad_norm=0, adam_weight_decay=0, seed=0)
     assert (made.adam_beta1, made.max_grad_norm, made.seed) == (0.0, 0.0, 0)
     assert isinstance(made.adam_beta1, float)
 
@@ -249,8 +244,8 @@ def test_step_rules_that_cannot_work(rules):
 
 
 def test_step_rules():
-    assert check_step_rules("1:100,0.1:200,0.01") == ([(100, 1.0), (200, 0.1)], 0.01)
-    assert check_step_rules("0.5") == ([], 0.5)
+    assert parse_step_rules("1:100,0.1:200,0.01") == ([(100, 1.0), (200, 0.1)], 0.01)
+    assert parse_step_rules("0.5") == ([], 0.5)
 
 
 @pytest.mark.parametrize(
@@ -263,9 +258,12 @@ def test_step_rules():
             {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:5,0.1", "lr_warmup_steps": 2},
             "'piecewise_constant' ignores lr_warmup_steps 2",
         ),
-        ({"lr_scheduler": "cosine", "lr_num_cycles": 3}, "lr_num_cycles 3 is ignored by lr_scheduler 'cosine'"),
-        ({"lr_scheduler": "linear", "lr_power": 2.0}, "lr_power 2.0 is ignored by lr_scheduler 'linear'"),
-        ({"lr_step_rules": "1:5,0.1"}, "lr_step_rules '1:5,0.1' is ignored by lr_scheduler 'constant'"),
+        (
+            {"lr_scheduler": "cosine", "lr_num_cycles": 3},
+            "lr_scheduler 'cosine' ignores lr_num_cycles 3: only 'cosine_with_restarts' reads it",
+        ),
+        ({"lr_scheduler": "linear", "lr_power": 2.0}, "lr_scheduler 'linear' ignores lr_power 2.0"),
+        ({"lr_step_rules": "1:5,0.1"}, "lr_scheduler 'constant' ignores lr_step_rules '1:5,0.1'"),
     ],
 )
 def test_warnings(settings, said):
@@ -362,11 +360,12 @@ ROUND_TRIPS = [
     {"resume_from_checkpoint": "latest", "checkpoints_total_limit": 2, "checkpointing_steps": 10},
     {"gradient_checkpointing": True, "gradient_accumulation_steps": 8, "train_batch_size": 1, "random_flip": True},
     {"push_to_hub": True, "hub_model_id": "me/lora", "hub_token": "hf_x", "revision": "main", "variant": "fp16"},
-    {"dataloader_num_workers": 2, "allow_tf32": True, "local_rank": 1, "cache_dir": "c", "logging_dir": "l"},
+    {"dataloader_num_workers": 2, "allow_tf32": True, "cache_dir": "c", "logging_dir": "l"},
     {"enable_xformers_memory_efficient_attention": True, "image_interpolation_mode": "nearest_exact"},
     {"match_diffusers": True, "learning_rate": 1e-3, "lr_warmup_steps": 0, "no_cache": True},
     {"match_diffusers": True, "learning_rate": 1e-4, "lr_warmup_steps": 500, "lr_scheduler": "linear"},
     {"attention": "plain", "channels_last": True, "torch_compile": True},
+    {"image_column": None, "caption_column": None},
     {"max_train_samples": 7, "pretrained_model_name_or_path": "a/b", "output_dir": "o"},
 ]
 
@@ -374,7 +373,7 @@ ROUND_TRIPS = [
 @pytest.mark.parametrize("settings", ROUND_TRIPS)
 def test_round_trip(settings):
     made = config(**settings)
-    again = parse_args(made.to_argv())
+    again = parse_args(to_argv(made))
     assert again == made
     given = {name: getattr(again, name) for name in settings}
     assert given == settings
@@ -419,10 +418,90 @@ def test_help_explains_every_flag():
 
 def test_help_is_quick_and_needs_no_torch():
     code = (
-        "import sys; from lora_kit.config import parse_args; sys.argv = ['x', '--help']\n"
+        "import sys; from lora_kit.command_line.flags import parse_args, to_argv; sys.argv = ['x', '--help']\n"
         "try: parse_args()\n"
         "finally: print({'torch', 'diffusers', 'peft'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert done.stdout.rstrip().endswith("set()")
+
+
+def test_the_flag_of_launchers_is_accepted():
+    argv = to_argv(config())
+    assert parse_args([*argv, "--local_rank=1"]) == parse_args(argv) == config()
+
+
+def test_the_signature_shows_every_setting():
+    parameters = inspect.signature(TrainingConfig).parameters
+    assert list(parameters) == list(FIELDS)
+    assert parameters["rank"].default == 4 and parameters["rank"].annotation is int
+    assert parameters["learning_rate"].default is inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("jedi", [True, False])
+def test_ipython_completes_a_setting(jedi):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    shell.Completer.use_jedi = jedi
+    shell.run_cell("from lora_kit import TrainingConfig")
+    text = "TrainingConfig(lr_"
+    with provisionalcompleter():
+        names = {completion.text.rstrip("=") for completion in shell.Completer.completions(text, len(text))}
+    assert {"lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_step_rules"} <= names
+
+
+def test_numpy_s_numbers_are_numbers():
+    import numpy as np
+
+    made = config(rank=np.int64(8), learning_rate=np.float32(0.5e-3), lr_warmup_steps=np.uint8(0))
+    assert (made.rank, type(made.rank)) == (8, int)
+    assert (made.learning_rate, type(made.learning_rate)) == (pytest.approx(0.5e-3), float)
+    with pytest.raises(ValueError, match="center_crop .*True.* is not True or False"):
+        config(center_crop=np.bool_(True))
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), "1e-3", True, None, 1j])
+def test_what_is_no_rate(value):
+    with pytest.raises(ValueError, match="^learning_rate ") as error:
+        config(learning_rate=value)
+    assert len(str(error.value)) < 300
+
+
+def test_a_number_too_long_to_print_is_refused_in_a_line():
+    with pytest.raises(ValueError, match=r"lr_power a number of about 5000 digits is not a finite number"):
+        config(lr_scheduler="polynomial", lr_power=10**4999 * 9)
+
+
+def test_a_draft_holds_what_does_not_go_together():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draft = TrainingConfig.draft(
+            learning_rate=1e-7, lr_scheduler="polynomial", lr_warmup_steps=500, max_train_steps=40
+        )
+    assert (draft.lr_warmup_steps, draft.warmup_updates) == (500, 500)
+    assert [problem.split()[0] for problem in draft.problems()] == ["no", "learning_rate", "lr_warmup_steps"]
+    assert TrainingConfig.draft(match_diffusers=True).lr_warmup_steps == 500  # the script's own
+    with pytest.raises(ValueError, match="rank 0"):
+        TrainingConfig.draft(learning_rate=1e-3, rank=0)
+    with pytest.raises(TypeError, match="did you mean 'rank'"):
+        TrainingConfig.draft(learning_rate=1e-3, ranks=1)
+
+
+def test_a_quiet_config_is_checked_all_the_same():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert quiet_config({"style": "outlined", "learning_rate": 0.5}).learning_rate == 0.5
+        with pytest.raises(ValueError, match="no data"):
+            quiet_config({"learning_rate": 1e-3})
+
+
+def test_the_behaviour_is_one_of_two():
+    assert config().behaviour is KIT and config(match_diffusers=True, lr_warmup_steps=0).behaviour is SCRIPT
+    different = {
+        field.name for field in dataclasses.fields(KIT) if getattr(KIT, field.name) != getattr(SCRIPT, field.name)
+    }
+    assert different == {field.name for field in dataclasses.fields(KIT)}  # else it would be no difference
+    for mixed_precision, kept in (("fp16", True), ("bf16", False), ("no", False), (None, False)):
+        assert KIT.float32_lora(mixed_precision) and SCRIPT.float32_lora(mixed_precision) == kept

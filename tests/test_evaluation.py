@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from lora_kit.evaluation import dark_pixel_share, draw, gap_closed, show_rows, through_vae
 from lora_kit.models import load_pipeline
 from lora_kit.parameters import add_lora
-from lora_kit.evaluation import dark_pixel_share, draw, gap_closed, show_rows, through_vae
 from lora_kit.plots import COLOURS, LINE_STYLES, plot_learning_rates, plot_run, read_metrics
 from lora_kit.steps import Steps
 from lora_kit.training import save_lora

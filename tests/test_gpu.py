@@ -13,21 +13,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import Kernel, errors, run_command, stdout
 from safetensors.torch import load_file
-from test_launch import Kernel, errors, stdout
 from test_optimizers import tensors
-from test_steps import run_command
 from test_training import config, digest, optimizer_state, records, trained_unet, updates, without_time
 
-from lora_kit.output.checkpoints import checkpoints
+from lora_kit.command_line.flags import to_argv
 from lora_kit.doctor.examine import examine, try_run
 from lora_kit.launch import command_lines, free_port
 from lora_kit.models import load_models
 from lora_kit.optimizers import MIN_8BIT_ELEMENTS, expected_state_bytes, make_optimizer, state_bytes
+from lora_kit.output.checkpoints import checkpoints
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS
 from lora_kit.parameters import add_lora
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
-from lora_kit.training import LORA, METRICS, train
+from lora_kit.training import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
 
@@ -110,7 +112,7 @@ def test_fp32_gives_the_numbers_of_the_cpu(whole, tmp_path):
     1e-5; with TF32 in the convolutions it would be 6e-5 and 2e-3, with bf16 4e-3 and 7e-2. The limits lie between.
     """
     made = config(tmp_path / "cpu", **LONG, mixed_precision="no", no_cache=True, checkpointing_steps=1)
-    done = run_command(["-m", "lora_kit.training", *made.to_argv()], CUDA_VISIBLE_DEVICES="")
+    done = run_command(["-m", "lora_kit.training", *to_argv(made)], CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr[-3000:]
     cpu, gpu = tmp_path / "cpu", whole["no"][0]
     assert ("CPU" in records(cpu)[0]["device"], records(gpu)[0]["device"]) == (True, torch.cuda.get_device_name())
@@ -320,7 +322,7 @@ def test_gradient_checkpointing_takes_less_memory(tmp_path):
 FORK = """
 import sys
 from accelerate import notebook_launcher
-from lora_kit.config import parse_args
+from lora_kit.command_line.flags import parse_args, to_argv
 from lora_kit.launch import _start_one, available_devices, free_port
 assert available_devices()[1] == "cuda"
 _start_one((parse_args(sys.argv[2:]), sys.argv[1], 1, False), free_port(), 1, 0, "127.0.0.1")
@@ -330,7 +332,7 @@ _start_one((parse_args(sys.argv[2:]), sys.argv[1], 1, False), free_port(), 1, 0,
 def test_a_forked_process_trains_on_the_gpu(tmp_path):
     """As each of several processes does: what the launcher asks about devices before it forks must not start CUDA."""
     made = config(tmp_path / "run", max_train_steps=1)
-    done = run_command(["-c", FORK, tmp_path, *made.to_argv()])
+    done = run_command(["-c", FORK, tmp_path, *to_argv(made)])
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["num_processes"], result["device"]) == (1, torch.cuda.get_device_name())
@@ -382,7 +384,7 @@ def stop(kernel):
 @pytest.mark.parametrize("launcher", ["accelerate", "torchrun", "lora_kit.launch"])
 def test_every_launcher_trains_in_fp16(launcher, whole, tmp_path):
     made = config(tmp_path, **LONG | dict(max_train_steps=3), mixed_precision="fp16")
-    ours = [sys.executable, "-m", "lora_kit.launch", "--num_processes", "1", *made.to_argv()]
+    ours = [sys.executable, "-m", "lora_kit.launch", "--num_processes", "1", *to_argv(made)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command_lines(made, 1).get(launcher, ours), shell=launcher != "lora_kit.launch", capture_output=True, text=True,

@@ -10,17 +10,30 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_steps import fingerprint, run_command
+from running import (
+    CPU_ONLY,
+    PATIENCE,
+    Kernel,
+    alive,
+    children,
+    errors,
+    fingerprint,
+    records,
+    run_command,
+    stdout,
+    updates,
+    wait_for,
+)
 
 from lora_kit.config import TrainingConfig
-from lora_kit.launch import LaunchError, _explain, available_devices, free_port, in_process_reason, launch
+from lora_kit.launch import LaunchError, _explain, free_port, in_process_reason, launch
+from lora_kit.loss import micro_step_seed
+from lora_kit.output.checkpoints import checkpoints
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
-from lora_kit.training import LORA, METRICS, checkpoints, micro_step_seed
 
-CPU_ONLY = pytest.mark.skipif(
-    available_devices()[0] > 0, reason="two gloo processes need a machine without accelerator"
-)
 RELAUNCHES = 10
 RUN = dict(
     style="outlined", resolution=64, learning_rate=2e-3, train_batch_size=2, max_train_samples=18, seed=0,
@@ -31,28 +44,6 @@ RUN = dict(
 
 def config(folder, **settings):
     return TrainingConfig(**RUN | settings, output_dir=str(folder))
-
-
-def records(folder):
-    return [json.loads(line) for line in Path(folder, METRICS).read_text().splitlines()]
-
-
-def updates(folder):
-    found = [record for record in records(folder) if "update" in record]
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in found]
-
-
-def children(process):
-    """Processes forked by `process`, with the same command line as itself (so not Python's own helpers)."""
-
-    def command(number):
-        try:
-            return Path(f"/proc/{number}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-
-    found = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
-    return [int(one) for one in " ".join(found).split() if command(one) == command(process)]
 
 
 # the parent
@@ -144,7 +135,7 @@ def stages(folder):
 def seen(tmp_path_factory):
     """(folder, what happened) of `stages`."""
     folder = tmp_path_factory.mktemp("launch")
-    done = run_command([__file__, folder], timeout=400)
+    done = run_command([__file__, folder], timeout=3 * PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads((folder / "seen.json").read_text()) | {"stdout": done.stdout, "stderr": done.stderr}
 
@@ -284,36 +275,11 @@ import bitsandbytes, peft, diffusers, torch
 from dataclasses import replace
 from lora_kit import TrainingConfig
 from lora_kit.launch import launch
+from lora_kit.plots import LiveMetrics
 config = TrainingConfig(**{settings!r})
+metrics = config.output_dir + "/metrics.jsonl"
 """
-LAUNCH = "result = launch(config)\nprint(result.num_processes, result.updates)"
-
-
-class Kernel:
-    """A fresh Jupyter kernel; `run` gives a cell's outputs."""
-
-    def __init__(self):
-        from jupyter_client.manager import KernelManager
-
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
-        self.manager = KernelManager(kernel_name="python3")
-        self.manager.start_kernel(env=environment)
-        self.client = self.manager.client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
-
-    def run(self, code, meanwhile=None, timeout=90):
-        outputs, number = [], self.client.execute(code)
-        if meanwhile:
-            meanwhile()
-        end = time.monotonic() + timeout
-        while True:
-            message = self.client.get_iopub_msg(timeout=end - time.monotonic())
-            if message["parent_header"].get("msg_id") != number:
-                continue
-            if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
-                return outputs
-            outputs.append((message["msg_type"], message["content"]))
+LAUNCH = "with LiveMetrics(metrics):\n    result = launch(config)\nprint(result.num_processes, result.updates)"
 
 
 @pytest.fixture(scope="module")
@@ -322,14 +288,6 @@ def kernel():
     yield one
     one.client.stop_channels()
     one.manager.shutdown_kernel(now=True)
-
-
-def stdout(outputs):
-    return "".join(content["text"] for kind, content in outputs if kind == "stream" and content["name"] == "stdout")
-
-
-def errors(outputs):
-    return [content["ename"] + ": " + content["evalue"] for kind, content in outputs if kind == "error"]
 
 
 @CPU_ONLY
@@ -349,10 +307,7 @@ def test_in_a_kernel(kernel, tmp_path):
     forked = []
 
     def interrupt_when_training():
-        end = time.monotonic() + 60
-        while not (tmp_path / "b" / METRICS).exists() or not updates(tmp_path / "b"):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_for(lambda: (tmp_path / "b" / METRICS).exists() and updates(tmp_path / "b"))
         forked.extend(children(kernel.manager.provisioner.pid))
         kernel.manager.interrupt_kernel()
 
@@ -362,7 +317,7 @@ def test_in_a_kernel(kernel, tmp_path):
     assert errors(outputs) == ["KeyboardInterrupt: training was interrupted; its processes have ended"]
     assert len(forked) == 2
     assert children(kernel.manager.provisioner.pid) == []
-    assert [one for one in forked if Path(f"/proc/{one}").exists()] == []
+    assert [number for number in forked if alive(number)] == []
 
     # What is printed waits, and is there when the launcher forks.
     kernel.run("import sys; sys.stdout.flush_interval = 30")
@@ -409,7 +364,7 @@ def test_colab_s_one_process_is_said_aloud(tmp_path, monkeypatch, capsys):
             return "<google.colab._shell.Shell object>"
 
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=Shell))
-    assert launch(config(tmp_path, max_train_steps=1, lr_warmup_steps=0), 2, live=False).num_processes == 1
+    assert launch(config(tmp_path, max_train_steps=1, lr_warmup_steps=0), 2).num_processes == 1
     said = capsys.readouterr().out
     assert "Colab with fewer than two GPUs: notebook_launcher runs one process" in said
     assert "num_processes 2 is not used" in said

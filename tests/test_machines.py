@@ -6,20 +6,23 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from test_launch import CPU_ONLY, children, config, fingerprint, updates
-from test_steps import run_command
+from running import CPU_ONLY, PATIENCE, alive, children, fingerprint, run_command, updates, wait_for
+from test_launch import config
 
-from lora_kit.launch import LaunchError, command_lines, free_port, launch, parse_args
-from lora_kit.training import LORA, METRICS
+from lora_kit.command_line.flags import to_argv
+from lora_kit.command_line.texts import launch_lines
+from lora_kit.launch import LaunchError, launch, parse_launch_args
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS
+from lora_kit.system.world import free_port
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def together(commands, timeout=150, environments=None):
+def together(commands, timeout=PATIENCE, environments=None):
     """(status, output) of commands that run at the same time."""
     environments = environments or [{}] * len(commands)
     running = [
@@ -39,14 +42,14 @@ def together(commands, timeout=150, environments=None):
 def machine(rank, folder, port, num_processes, address="127.0.0.1", num_machines=2):
     own = ["--num_machines", num_machines, "--machine_rank", rank, "--num_processes", num_processes]
     own += ["--main_process_ip", address, "--main_process_port", port]
-    return [sys.executable, "-m", "lora_kit.launch", *own, *config(folder).to_argv()]
+    return [sys.executable, "-m", "lora_kit.launch", *own, *to_argv(config(folder))]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """One machine with two processes, by this kit's launcher."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    done = run_command(["-m", "lora_kit.launch", "--num_processes", 2, *config(folder).to_argv()])
+    done = run_command(["-m", "lora_kit.launch", "--num_processes", 2, *to_argv(config(folder))])
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[0] == "the same with"
     return folder, done.stdout
@@ -72,7 +75,7 @@ def test_two_machines_of_two_processes_are_a_world_of_four(tmp_path):
     for status, said in together(commands):
         assert status == 0, said[-3000:]
     done = run_command(
-        ["-m", "lora_kit.launch", "--num_processes", 4, *config(folders[1]).to_argv(), "--max_train_steps=2"]
+        ["-m", "lora_kit.launch", "--num_processes", 4, *to_argv(config(folders[1])), "--max_train_steps=2"]
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert [json.loads((one / METRICS).read_text().splitlines()[0])["num_processes"] for one in folders] == [4, 4]
@@ -101,24 +104,21 @@ def test_the_lines_that_are_printed_do_the_same(alone, tmp_path):
 @pytest.mark.slow
 def test_an_interrupt_ends_every_process(tmp_path):
     folder = tmp_path / "run"
-    argv = config(folder, max_train_steps=10_000).to_argv()
+    argv = to_argv(config(folder, max_train_steps=10_000))
     command = [sys.executable, "-m", "lora_kit.launch", "--num_processes", "2", *argv]
     running = subprocess.Popen(
         command, env=os.environ | ENVIRONMENT, cwd=Path(__file__).parents[1], start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
-        end = time.monotonic() + 90
-        while not (folder / METRICS).exists() or not updates(folder):
-            assert running.poll() is None and time.monotonic() < end
-            time.sleep(0.1)
+        wait_for(lambda: (folder / METRICS).exists() and updates(folder), running)
         forked = children(running.pid)
         os.killpg(running.pid, signal.SIGINT)
-        said, _ = running.communicate(timeout=60)
+        said, _ = running.communicate(timeout=PATIENCE)
     finally:
         running.kill()
     assert running.returncode == 130, said[-2000:]
-    assert len(forked) == 2 and not [one for one in forked if Path(f"/proc/{one}").exists()]
+    assert len(forked) == 2 and not any(map(alive, forked))
 
 
 # two network namespaces: two machines as far as the network goes
@@ -168,7 +168,7 @@ def test_two_network_namespaces_train_as_one_machine(namespaces, alone, tmp_path
 
 
 def test_lines_of_several_machines(tmp_path):
-    lines = command_lines(config(tmp_path), 4, 2, 1, "10.0.0.1", 29501)
+    lines = launch_lines(config(tmp_path), 4, 2, 1, "10.0.0.1", 29501)
     assert lines["accelerate"].startswith(
         "accelerate launch --multi_gpu --num_processes 8 --num_machines 2 --machine_rank 1 --main_process_ip 10.0.0.1 "
         "--main_process_port 29501 -m lora_kit.training --style outlined"
@@ -176,7 +176,7 @@ def test_lines_of_several_machines(tmp_path):
     assert lines["torchrun"].startswith(
         "torchrun --nproc_per_node 4 --nnodes 2 --node_rank 1 --master_addr 10.0.0.1 --master_port 29501 -m lora_kit.training"
     )
-    assert command_lines(config(tmp_path), 1)["accelerate"].startswith("accelerate launch --num_processes 1 -m ")
+    assert launch_lines(config(tmp_path), 1)["accelerate"].startswith("accelerate launch --num_processes 1 -m ")
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,13 @@ def test_a_world_that_can_t_be_is_refused(options, words, tmp_path):
 
 
 def test_the_launcher_s_own_flags_and_the_run_s(tmp_path):
-    options, made = parse_args(["--num_processes", "3", *config(tmp_path).to_argv()])
+    options, made = parse_launch_args(["--num_processes", "3", *to_argv(config(tmp_path))])
     assert (options.num_processes, options.num_machines, made) == (3, 1, config(tmp_path))
     with pytest.raises(SystemExit):
-        parse_args(["--num_process", "3", *config(tmp_path).to_argv()])
+        parse_launch_args(["--num_process", "3", *to_argv(config(tmp_path))])
 
 
 def test_print_only_starts_nothing(tmp_path):
-    done = run_command(["-m", "lora_kit.launch", "--print_only", *config(tmp_path / "run").to_argv()])
+    done = run_command(["-m", "lora_kit.launch", "--print_only", *to_argv(config(tmp_path / "run"))])
     assert done.returncode == 0 and done.stdout.count("-m lora_kit.training") == 2
     assert not (tmp_path / "run").exists()

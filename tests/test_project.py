@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -116,14 +115,3 @@ def test_notebook_links_exist():
         links += [(path.name, link) for cell in cells for link in relative_links("".join(cell["source"]))]
     assert links
     assert [(name, link) for name, link in links if not (ROOT / "notebooks" / link).exists()] == []
-
-
-def test_import_is_light():
-    code = (
-        "import sys, time; start = time.perf_counter(); import lora_kit; seconds = time.perf_counter() - start\n"
-        "heavy = {'torch', 'diffusers', 'peft', 'bitsandbytes', 'transformers', 'matplotlib'} & sys.modules.keys()\n"
-        "assert not heavy, heavy\n"
-        "assert seconds < 1, seconds"  # 0.2 s is the aim; a busy machine gets more
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert done.returncode == 0, done.stderr

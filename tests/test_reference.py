@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_kit.config import parse_args
-from lora_kit.training import LORA, METRICS, leave_process_group, train
+from lora_kit.command_line.flags import parse_args
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS
+from lora_kit.system.world import leave_process_group
+from lora_kit.training import train
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

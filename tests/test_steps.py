@@ -1,18 +1,14 @@
 import functools
-import hashlib
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from running import torchrun
 
 from lora_kit.config import TrainingConfig
-from lora_kit.launch import free_port
-from lora_kit.schedules import make_scheduler
+from lora_kit.schedules import Schedule
 from lora_kit.steps import Steps
 
 # (num_examples, train_batch_size, gradient_accumulation_steps, num_train_epochs, max_train_steps)
@@ -59,7 +55,8 @@ def real_run(combination, settings=None):
     if settings is None:
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     else:
-        scheduler = make_scheduler(optimizer, config, Steps.of(config, num_examples, accelerator.num_processes))
+        steps = Steps.of(config, num_examples, accelerator.num_processes)
+        scheduler = Schedule.of(config, steps).scheduler(optimizer)
     loader = torch.utils.data.DataLoader(torch.ones(num_examples, 1), batch_size=train_batch_size, shuffle=True)
     seen = {"batches": len(loader), "rates": [], "micro_steps": [], "images": [], "epochs": 0}
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
@@ -85,36 +82,6 @@ def real_run(combination, settings=None):
             if len(seen["rates"]) == wanted:
                 break
     return seen | {"last_epoch": scheduler.scheduler.last_epoch, "after": optimizer.param_groups[0]["lr"]}
-
-
-def run_command(command, timeout=180, **environment):
-    """A command to its end, with one thread a process: `subprocess.run`'s result. No child is left after a time-out."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
-    with subprocess.Popen([sys.executable, *map(str, command)], **pipes) as process:
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGTERM)  # torchrun ends its workers, which have sessions of their own
-            out, err = process.communicate(timeout=60)
-            raise AssertionError(f"no end after {timeout} s: {err[-2000:]}") from None
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
-def fingerprint(path):
-    """A hash of the names and numbers in a safetensors file."""
-    from safetensors.torch import load_file
-
-    found = hashlib.sha256()
-    for name, tensor in sorted(load_file(path).items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
-    return found.hexdigest()
-
-
-def torchrun(*command):
-    """The same in two processes."""
-    port = f"--master_port={free_port()}"  # 0 would hang
-    return run_command(["-m", "torch.distributed.run", "--nproc_per_node=2", port, *command])
 
 
 @functools.cache
@@ -204,12 +171,16 @@ def test_counts_are_checked(name, value):
         Steps(**settings)
 
 
-def test_warmup_is_shorter_than_the_run():
-    assert steps_of((20, 2, 2, 2, None), lr_warmup_steps=9).total_updates == 10
-    with pytest.raises(ValueError, match="lr_warmup_steps 10 is not shorter than the 10 updates"):
-        steps_of((20, 2, 2, 2, None), lr_warmup_steps=10)
-    with pytest.raises(ValueError, match="lr_warmup_steps 9 is not shorter than the 6 updates"):
-        steps_of((20, 2, 2, 2, None), num_processes=2, lr_warmup_steps=9)  # two processes: fewer updates
+def test_numpy_s_whole_numbers_count():
+    import numpy as np
+
+    steps = Steps(num_examples=np.int64(20), train_batch_size=np.int32(2), num_train_epochs=np.uint8(3))
+    assert steps.total_updates == 30 and type(steps.num_examples) is int
+
+
+def test_a_warmup_may_be_longer_than_the_run():
+    """`check_warmup` says whether it fits; the arithmetic is the same."""
+    assert steps_of((20, 2, 2, 2, None), num_processes=2, lr_warmup_steps=9).num_warmup_steps_for_scheduler == 18
 
 
 def test_of_a_config():
@@ -238,7 +209,7 @@ if __name__ == "__main__":  # one of the two processes of `runs_of_two_processes
     from accelerate.state import PartialState
     from test_schedules import CASES
 
-    from lora_kit.training import leave_process_group
+    from lora_kit.system.world import leave_process_group
 
     found = {"steps": [real_run(one) for one in COMBINATIONS], "schedules": [real_run(*one) for one in CASES]}
     if PartialState().is_main_process:

@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import fingerprint
 from safetensors.torch import load_file
-from test_steps import fingerprint
 
+from lora_kit.command_line.flags import to_argv
 from lora_kit.config import TrainingConfig
+from lora_kit.loss import diffusion_loss, micro_step_seed
 from lora_kit.models import EMBEDDED_MODEL, load_models, load_pipeline
+from lora_kit.output.checkpoints import checkpoints
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS, read_metrics
 from lora_kit.parameters import add_lora
-from lora_kit.plots import read_metrics
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
-from lora_kit.training import LORA, METRICS, checkpoints, diffusion_loss, main, micro_step_seed, train
+from lora_kit.training import main, train
 
 BEYOND_ATTENTION = (
     "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "proj_in", "proj_out",
@@ -532,15 +536,16 @@ def test_no_state_is_left_behind(tmp_path):
 
 @pytest.mark.slow
 def test_main_prints_what_was_done(tmp_path, capsys):
-    main(config(tmp_path, max_train_steps=1).to_argv())
+    main(to_argv(config(tmp_path, max_train_steps=1)))
     assert "1 updates in " in capsys.readouterr().out
     with pytest.raises(SystemExit, match="^lora_kit.training: pretrained_model_name_or_path './missing'"):
-        main(config(tmp_path, pretrained_model_name_or_path="./missing").to_argv())
+        main(to_argv(config(tmp_path, pretrained_model_name_or_path="./missing")))
 
 
 @pytest.mark.slow
 def test_lora_learns_the_style(tmp_path):
-    from lora_kit.data.images import TrainingPictures, collate, load_images
+    from lora_kit.data.batches import TrainingPictures, collate
+    from lora_kit.data.images import load_images
 
     made = config(tmp_path, max_train_samples=32, max_train_steps=24, train_batch_size=4)
     _, accelerator = run(tmp_path, max_train_samples=32, max_train_steps=24, train_batch_size=4)

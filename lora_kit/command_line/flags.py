@@ -9,6 +9,10 @@ from lora_kit.config import FIELDS, TrainingConfig, kind_of
 from lora_kit.script import DEFECTS, SCRIPT
 from lora_kit.system.checks import nearest
 
+LAUNCH_FLAGS = (  # of `python -m lora_kit.launch`, besides those of the settings
+    "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--print_only",
+)  # fmt: skip
+
 
 def build_parser(number: Callable[[str], Any] | None = None) -> argparse.ArgumentParser:
     """The parser, whose result holds only what was given. `number` reads numbers instead of int and float."""
@@ -81,12 +85,15 @@ def unknown_words(words: Iterable[str], more: Iterable[str] = ()) -> str:
     return "; ".join(f"unknown {word!r}{hint}" for word, hint in nearest_flags(words, more))
 
 
-def parse_args(argv: Sequence[str] | None = None) -> TrainingConfig:
-    """A `TrainingConfig` from a command line (sys.argv where `argv` is None); exits with 2 and the error in one line."""
+def parse_args(argv: Sequence[str] | None = None, more: Iterable[str] = ()) -> TrainingConfig:
+    """A `TrainingConfig` from a command line (sys.argv where `argv` is None); exits with 2 and the error in one line.
+
+    more: flags of the program besides those of the settings, which an unknown word may have been meant for.
+    """
     parser = build_parser()
     settings, unknown = read_settings(parser, argv)
     if unknown:
-        parser.error(unknown_words(unknown))
+        parser.error(unknown_words(unknown, more))
     if not {"learning_rate", "match_diffusers"} & settings.keys():
         parser.error("--learning_rate is required: 1e-4 to 1e-3 is typical of LoRA")
     try:

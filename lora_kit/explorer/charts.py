@@ -166,7 +166,7 @@ def svg_lines(
     """Several curves in one frame, as the text of an SVG; "" where none has a point.
 
     curves: (label, points (x, y)), where a y that is None or no finite number is left out. end: the x at the right edge.
-    from_zero: the y axis begins there, not at the lowest y.
+    from_zero: 0 is on the y axis, too.
     """
     drawn = [
         (label, [(x, y) for x, y in points if y is not None and abs(y) < LARGEST], look)
@@ -175,8 +175,8 @@ def svg_lines(
     drawn = [(label, points, look) for label, points, look in drawn if points]
     if not drawn:
         return ""
-    values = [y for _, points, _ in drawn for _, y in points]
-    low, high = 0.0 if from_zero else min(values), max(values)
+    values = [y for _, points, _ in drawn for _, y in points] + [0.0] * from_zero
+    low, high = min(values), max(values)
     room = max(0.05 * ((high - low) or abs(high) or 1.0), SMALLEST)
     frame = Frame(end, low if from_zero else low - room, high + room, bottom=180)
     parts = [f'<text x="{LEFT}" y="18">{html.escape(title)}</text>', *frame.grid()]

@@ -61,12 +61,15 @@ def summarize(
     summary["ignored"] = ignored(settings)
     try:
         summary["memory"], shapes = _memory(settings)
+    except ValueError as error:
+        return summary | dict(errors=[str(error)])
+    try:
         findings = examine_settings(settings, num_examples, num_processes, shapes)
         summary["findings"] = findings.records()
         summary["errors"] = [f"{finding.value}: {finding.reason}" for finding in findings if finding.status == ERROR]
         summary |= _course(_drawable(settings), num_examples, num_processes, trainers, cursor)
         if not summary["errors"]:
-            summary["commands"] = write(quiet_config(settings), num_processes, num_examples)
+            summary["commands"] = write(quiet_config(settings), int(num_processes), int(num_examples))
     except (TypeError, ValueError) as error:
         summary["errors"] = summary["errors"] or [str(error)]
     return summary
@@ -95,16 +98,14 @@ def _drawable(settings):
 
 def _memory(settings):
     """(what `lora_kit.memory` says, the LoRA's shapes); (None, None) for a model that is not known there."""
-    names = ("pretrained_model_name_or_path", "rank", "target_modules", "use_8bit_adam", "mixed_precision")
+    names = ("pretrained_model_name_or_path", "rank", "target_modules", "mixed_precision")
     chosen = {name: check_setting(name, settings[name]) for name in names if name in settings}
     if "rank" in chosen:
         count("rank", chosen["rank"])
-    model = chosen.pop("pretrained_model_name_or_path", "embedded")
+    model, precision = chosen.pop("pretrained_model_name_or_path", "embedded"), chosen.pop("mixed_precision", None)
     if model not in memory.MODELS:
         return None, None
-    lora = {name: chosen[name] for name in ("rank", "target_modules") if name in chosen}
-    precision = chosen.pop("mixed_precision", None) or "no"
-    return memory.memory(model, **chosen, mixed_precision=precision), memory.lora_shapes(model, **lora)
+    return memory.memory(model, **chosen, mixed_precision=precision or "no"), memory.lora_shapes(model, **chosen)
 
 
 def _course(settings, num_examples, num_processes, trainers, cursor):

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and what may change between the run that wrote one and the run that goes on.
+"""Checkpoints that are whole or not there.
 
 A checkpoint is a folder that `accelerate` writes, with checkpoint.json, written last: the size and digest of each file,
 the settings, and the world that wrote it. Without it, or where a file is not what it says, the folder is broken.
@@ -8,51 +8,25 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any
+
+from lora_kit.config import TrainingConfig
 
 MANIFEST, FORMAT = "checkpoint.json", 1
 
-# settings that a run can't go on with changed, and why
-FIXED = {
-    "pretrained_model_name_or_path": "the LoRA belongs to that base model",
-    "revision": "the LoRA belongs to that base model",
-    "rank": "the stored matrices have that shape",
-    "target_modules": "the stored LoRA sits in those modules",
-    "lora_alpha": "it scales what the LoRA has learned",
-    "use_8bit_adam": "the stored optimizer state is of the other kind",
-    "match_diffusers": "random numbers are drawn in another order",
-    "seed": "pictures and noise would no longer be those of one run",
-    "style": "the place in the epoch is one of that data set",
-    "dataset_name": "the place in the epoch is one of that data set",
-    "dataset_config_name": "the place in the epoch is one of that data set",
-    "train_data_dir": "the place in the epoch is one of that data set",
-    "max_train_samples": "the place in the epoch is one of that data set",
-    "train_batch_size": "the place in the epoch is counted in its batches",
-    "gradient_accumulation_steps": "the place in the epoch is counted in its updates",
-}
-MOVABLE = ("pretrained_model_name_or_path", "train_data_dir", "dataset_name")  # a folder may have another path now
-SCHEDULE = (
-    "learning_rate", "scale_lr", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_step_rules",
-    "max_train_steps", "num_train_epochs",
-)  # fmt: skip
-# settings of which nothing in what is trained depends
-FREE = (
-    "output_dir", "cache_dir", "logging_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit",
-    "resume_from_checkpoint", "validation_prompt", "num_validation_images", "validation_epochs", "push_to_hub",
-    "hub_token", "hub_model_id", "local_rank", "dataloader_num_workers", "no_cache", "variant",
-)  # fmt: skip
 
-
-def checkpoints(output_dir):
+def checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first, whole or not."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
 
-def seal(folder, config, **about):
+def seal(folder: str | Path, config: TrainingConfig, **about: Any) -> None:
     """Write checkpoint.json over all files of `folder`, and have the system bring everything to the disk.
 
-    config: the `TrainingConfig` of the run. about: what else to record, such as update, num_processes, num_examples.
+    about: what else to record, such as update, num_processes, num_examples.
     """
     folder = Path(folder)
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "hub_token"}
@@ -80,13 +54,13 @@ def _sync(path):
         os.close(number)
 
 
-def put_in_place(part, final):
+def put_in_place(part: Path, final: Path) -> None:
     """Give a finished folder its name; after this call it is there even if the power fails."""
     os.replace(part, final)
     _sync(Path(final).parent)
 
 
-def read(folder):
+def read(folder: str | Path) -> dict[str, Any]:
     """The record of a whole checkpoint, as a dict. Raises ValueError, with the file's name, for one that is not whole."""
     folder = Path(folder)
     try:
@@ -107,8 +81,8 @@ def read(folder):
     return record
 
 
-def newest_whole(output_dir):
-    """(the newest whole checkpoint's folder, its record, what is wrong with newer ones); (None, None, [...]) if none is."""
+def newest_whole(output_dir: str | Path) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
+    """(the newest whole checkpoint, its record, what is wrong with newer ones); (None, None, [...]) where none is whole."""
     problems = []
     for folder in reversed(checkpoints(output_dir)):
         try:
@@ -118,67 +92,44 @@ def newest_whole(output_dir):
     return None, None, problems
 
 
-def compare(record, config, steps):
-    """What differs between the run that wrote a checkpoint and the one that goes on: (what is said, what is refused).
+def write_checkpoint(
+    accelerator: Any,
+    output_dir: Path,
+    config: TrainingConfig,
+    update: int,
+    num_examples: int,
+    next_learning_rate: float,
+) -> None:
+    """Write checkpoint-N under a temporary name, rename it, and only then remove what is over checkpoints_total_limit.
 
-    record: from `read`. config, steps: the `TrainingConfig` and the `Steps` of the run that goes on. Two lists of
-    sentences, both empty where nothing that counts has changed.
+    Every process must call it. Raises ValueError, and names the newest whole checkpoint, where the disk doesn't take it.
     """
-    from lora_kit.config import TrainingConfig
-
-    said, refused = [], []
-    before, now = record["config"], json.loads(json.dumps(dataclasses.asdict(config)))
-    defaults = {one.name: one.default for one in dataclasses.fields(TrainingConfig)}
-
-    def changed(name):
-        return before.get(name, defaults[name]) != now[name]
-
-    for name, reason in FIXED.items():
-        if name == "seed" and now["seed"] is None:
-            continue  # taken from the run that is continued
-        if changed(name) and name in MOVABLE and Path(str(now[name])).expanduser().is_dir():
-            if Path(str(before.get(name))).expanduser().resolve() != Path(now[name]).expanduser().resolve():
-                said.append(f"{name} was {before.get(name)!r} and is {now[name]!r}, which is taken for the same")
-        elif changed(name):
-            refused.append(f"{name} was {before.get(name)!r} and is {now[name]!r}: {reason}")
-    for name, value, reason in (
-        ("num_processes", steps.num_processes, "each process has its own random state and its own pictures"),
-        ("num_examples", steps.num_examples, "the place in the epoch is one of that data set"),
-    ):
-        if record[name] != value:
-            refused.append(f"{name} was {record[name]} and is {value}: {reason}")
-    if steps.total_updates < record["update"]:
-        refused.append(
-            f"the run would end at update {steps.total_updates}, and {record['update']} updates are done: "
-            "give more max_train_steps or num_train_epochs"
-        )
-    if refused:
-        return [], refused
-    schedule = [name for name in SCHEDULE if changed(name)]
-    if schedule:
-        said.append(_schedule_change(record, config, steps, schedule, before, now))
-    silent = {*FIXED, *SCHEDULE, *FREE}
-    said += [
-        f"{name} was {before.get(name, defaults[name])!r} and is {now[name]!r} from update {record['update']} on"
-        for name in now
-        if name not in silent and changed(name)
-    ]
-    return [one for one in said if one], []
-
-
-def _schedule_change(record, config, steps, names, before, now):
-    """What a changed schedule does to the rate at the update where the run goes on; "" where it does nothing."""
-    import numpy as np
-
-    from lora_kit.schedules import applied_learning_rates
-
-    update = record["update"]
-    old, new = record["next_learning_rate"], None
-    if update < steps.total_updates:
-        new = float(applied_learning_rates(config, steps, [update])[0])
-    changes = ", ".join(f"{name} {before.get(name)!r} -> {now[name]!r}" for name in names)
-    text = f"{changes}: the schedule is made anew for {steps.total_updates} updates"
-    if new is None:
-        return f"{text}, all of which are done"
-    jump = "goes on without a jump" if np.isclose(old, new, rtol=1e-6) else f"jumps from {old:.3g} to {new:.3g}"
-    return f"{text}; at update {update} the rate {jump}"
+    final = output_dir / f"checkpoint-{update}"
+    part = output_dir / f"{final.name}.part"
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(part, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process or config.behaviour.keeps_every_random_state:
+            accelerator.save_state(str(part))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            seal(
+                part,
+                config,
+                update=update,
+                num_processes=accelerator.num_processes,
+                num_examples=num_examples,
+                next_learning_rate=next_learning_rate,
+            )
+            shutil.rmtree(final, ignore_errors=True)
+            put_in_place(part, final)
+    except Exception as error:  # each library has its own for a full disk
+        shutil.rmtree(part, ignore_errors=True)
+        older = newest_whole(output_dir)[0]
+        older = f"{older} is whole: with room, resume from it" if older else "there is no older one"
+        raise ValueError(f"{final} can't be written: {type(error).__name__} {error}; {older}") from error
+    if accelerator.is_main_process and config.checkpoints_total_limit:
+        for old in checkpoints(output_dir)[: -config.checkpoints_total_limit]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()

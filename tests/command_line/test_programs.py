@@ -5,14 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_launch import CPU_ONLY
-from test_steps import fingerprint, run_command, torchrun
+from running import CPU_ONLY, fingerprint, run_command, torchrun
 
 from lora_kit.config import TrainingConfig
-from lora_kit.launch import free_port
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
-from lora_kit.training import LORA, METRICS, train
+from lora_kit.system.world import free_port
+from lora_kit.training import train
 
 FLAGS = [
     "--style=outlined", "--resolution=64", "--learning_rate=1e-3", "--train_batch_size=2", "--max_train_samples=10",

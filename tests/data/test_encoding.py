@@ -10,8 +10,8 @@ from PIL import Image
 
 import lora_kit.data.encoding
 from lora_kit.config import TrainingConfig
-from lora_kit.data.images import CaptionedImages, TrainingPictures, collate, load_images
 from lora_kit.data.encoding import EncodedPictures, EncodingCache, batch_sizes, encode
+from lora_kit.data.images import CaptionedImages, TrainingPictures, collate, load_images
 from lora_kit.models import EMBEDDED_MODEL, load_models
 
 # the defaults of diffusers' script are out of the ordinary

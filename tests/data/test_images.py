@@ -10,9 +10,9 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from lora_kit.config import TrainingConfig
+from lora_kit.data.emoji import load_style
 from lora_kit.data.images import CaptionedImages, TrainingPictures, collate, find_columns, load_images, resize_and_crop
 from lora_kit.models import EMBEDDED_MODEL
-from lora_kit.data.emoji import load_style
 
 ROWS = [{"file_name": f"{index}.png", "text": f"caption {index}"} for index in range(5)]
 

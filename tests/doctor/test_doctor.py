@@ -15,10 +15,10 @@ from diffusers.optimization import get_scheduler
 from torch.utils.checkpoint import checkpoint
 
 from lora_kit import doctor
-from lora_kit.output.checkpoints import seal
 from lora_kit.config import ConfigWarning, TrainingConfig
 from lora_kit.doctor.examine import ERROR, FINE, WARNING, Watch, examine, examine_settings
 from lora_kit.models import load_models
+from lora_kit.output.checkpoints import seal
 from lora_kit.parameters import add_lora
 from lora_kit.steps import Steps
 

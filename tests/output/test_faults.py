@@ -3,12 +3,13 @@
 import importlib.util
 import os
 import resource
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from running import wait_for
 
 from lora_kit.output.checkpoints import checkpoints, newest_whole, read
 
@@ -24,7 +25,7 @@ def own_cache(monkeypatch, tmp_path):
 
 
 def test_killed_runs_go_on_to_the_same_end(tmp_path):
-    """Four of the thirty kills that tests/faults/campaign.py makes by default."""
+    """Four of the thirty kills that tests/output/faults/campaign.py makes by default."""
     records = campaign.campaign(4, tmp_path, seed=1)
     assert all(one["hit"] for one in records), records
     assert all(one["same"] and not one["broken"] and not one["processes left"] for one in records), records
@@ -96,14 +97,15 @@ def test_an_output_folder_that_can_t_be_written(folder):
 
 
 def test_two_runs_on_one_folder(tmp_path):
-    folder, updates = tmp_path / "run", 100  # enough that the second comes while the first is at it
+    folder, updates = tmp_path / "run", 20
     first = subprocess.Popen(flags(folder, max_train_steps=updates, checkpointing_steps=50), cwd=campaign.REPOSITORY)
     try:
-        while not campaign.updates(folder):
-            assert first.poll() is None
-            time.sleep(0.05)
+        wait_for(lambda: campaign.updates(folder), first)
+        first.send_signal(signal.SIGSTOP)  # so that it is there however long the second takes
+        assert len(campaign.updates(folder)) < updates
         second = subprocess.run(flags(folder), cwd=campaign.REPOSITORY, capture_output=True, text=True)
-        assert first.wait(campaign.WAIT) == 0
+        first.send_signal(signal.SIGCONT)
+        assert first.wait() == 0
     finally:
         first.kill()
     assert second.returncode == 1 and f"is in use by process {first.pid}" in second.stderr

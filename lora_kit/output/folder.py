@@ -1,0 +1,162 @@
+"""The folder of a run: held against other runs, its metrics, and what an earlier run left in it."""
+
+import errno
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lora_kit.config import TrainingConfig
+from lora_kit.output.checkpoints import checkpoints
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS, read_metrics
+from lora_kit.steps import Steps
+from lora_kit.system.devices import device_name
+
+LOCK = "run.lock"
+VALIDATION = "validation"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what disks without file locks answer
+
+
+class OutputFolder:
+    """A run's folder. Inside `with`, where `main` (the first process) holds it, no other run can write into it.
+
+    A folder that was made for a run that never began (`begin`) goes as the block ends. Raises ValueError where it can't be
+    written or another run holds it.
+    """
+
+    def __init__(self, output_dir: str, logging_dir: str = "logs", main: bool = True):
+        self.path, self.main = Path(output_dir), main
+        self.logging_dir = self.path / logging_dir
+        self.lock = self.metrics = None
+        self.to_remove = False
+
+    def __enter__(self) -> "OutputFolder":
+        if self.main:
+            self.to_remove = not self.path.exists()
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.lock = hold(self.path / LOCK)
+            except OSError as error:
+                reason = f"{type(error).__name__} {error.strerror or error}"
+                raise ValueError(f"output_dir {str(self.path)!r} can't be written: {reason}") from None
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.metrics:
+            self.metrics.close()
+        if self.lock:
+            (self.path / LOCK).unlink(missing_ok=True)
+            self.lock.release()
+        if self.to_remove:
+            with suppress(OSError):  # not empty: it is somebody's
+                self.path.rmdir()
+
+    def begin(
+        self, first_update: int, resumed: bool, config: TrainingConfig, steps: Steps, accelerator: Any, seed: int
+    ) -> None:
+        """Open the metrics with their start record. A run that is resumed keeps the records before `first_update`; else
+        what an earlier run left here is moved to earlier-N."""
+        if not self.main:
+            return
+        self.to_remove = False
+        if resumed:
+            kept = [record for record in read_metrics(self.path / METRICS)[1] if record["update"] < first_update]
+        else:
+            self.put_earlier_run_aside()
+            kept = []
+        part = self.path / f"{METRICS}.part"  # the old lines stay under their name until the new ones stand
+        self.metrics = open(part, "w+", buffering=1)
+        self.write(
+            event="start",
+            num_processes=accelerator.num_processes,
+            device=device_name(accelerator.device),
+            mixed_precision=accelerator.mixed_precision,
+            seed=seed,
+            first_update=first_update,
+            total_updates=steps.total_updates,
+            updates_per_epoch=steps.updates_per_epoch,
+            steps=asdict(steps),
+            config={**asdict(config), "hub_token": None},
+        )
+        for record in kept:
+            self.write(**record)
+        os.replace(part, self.path / METRICS)
+
+    def write_update(
+        self, update: int, epoch: int, loss: float, lr: float, grad_norm: Any, seconds: float, skipped: bool
+    ) -> None:
+        """Add the record of an update, whose grad_norm is None where there was no clipping or an overflow."""
+        norm = None if grad_norm is None else float(grad_norm)
+        norm = norm if norm is None or math.isfinite(norm) else None  # JSON has no word for an overflow
+        more = {"skipped": True} if skipped else {}
+        self.write(update=update, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, seconds=round(seconds, 4), **more)
+
+    def put_earlier_run_aside(self) -> None:
+        """Move what an earlier run left here to earlier-N, if there is any."""
+        earlier = [self.path / name for name in (METRICS, LORA, VALIDATION)]
+        if self.path.resolve() in self.logging_dir.resolve().parents:  # logs outside are shared with other runs
+            earlier.append(self.logging_dir)
+        earlier = [path for path in [*earlier, *checkpoints(self.path)] if path.exists()]
+        if earlier:
+            numbers = [path.name.removeprefix("earlier-") for path in self.path.glob("earlier-*")]
+            aside = self.path / f"earlier-{1 + max((int(number) for number in numbers if number.isdigit()), default=0)}"
+            aside.mkdir()
+            for path in earlier:
+                shutil.move(path, aside / path.name)
+
+    def write(self, **record: Any) -> None:
+        """Add a record to the metrics. Raises ValueError, with the file's name, where the disk doesn't take it."""
+        if os.fstat(self.metrics.fileno()).st_nlink == 0:
+            self.make_again()
+        try:
+            self.metrics.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise ValueError(f"{self.path / METRICS} can't be written: {error}") from error
+
+    def make_again(self) -> None:
+        """The folder was removed while the run goes on: make it again, with the metrics so far."""
+        print(f"warning: {self.path} was removed, with its checkpoints; it is made again", file=sys.stderr)
+        self.metrics.seek(0)
+        lines = self.metrics.read()
+        self.metrics.close()
+        if self.lock:
+            self.lock.release()
+        self.__enter__()
+        self.to_remove = False
+        self.metrics = open(self.path / METRICS, "w+", buffering=1)
+        self.metrics.write(lines)
+
+
+def hold(path: Path) -> Any:
+    """A `filelock.FileLock` that no other run holds; let go with its `release()`, or when this process ends, however it does.
+
+    None, with a line that says so, on a disk without file locks. Raises ValueError where another run holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        if not path.exists():
+            return hold(path)  # the other run ended and took the file away in between
+        holder = path.read_text().strip() or "another run"
+        raise ValueError(
+            f"output_dir {str(path.parent)!r} is in use by {holder}: choose another output_dir, or wait for its end"
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        print(
+            f"warning: no file locks on the disk of {path.parent}: see that no other run writes there", file=sys.stderr
+        )
+        return None
+    path.write_text(f"process {os.getpid()} on {platform.node()}")
+    return lock

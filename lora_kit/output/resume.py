@@ -1,0 +1,152 @@
+"""How a run goes on from a checkpoint: which one, what may have changed since, and the state that is restored."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lora_kit.config import FIELDS, TrainingConfig
+from lora_kit.output.checkpoints import checkpoints, newest_whole, read
+from lora_kit.schedules import Schedule
+from lora_kit.steps import Steps
+
+# settings that a resumed run can't have changed, and why
+FIXED = {
+    "pretrained_model_name_or_path": "the LoRA belongs to that base model",
+    "revision": "the LoRA belongs to that base model",
+    "rank": "the stored matrices have that shape",
+    "target_modules": "the stored LoRA sits in those modules",
+    "lora_alpha": "it scales what the LoRA has learned",
+    "use_8bit_adam": "the stored optimizer state is of the other kind",
+    "match_diffusers": "random numbers are drawn in another order",
+    "seed": "pictures and noise would no longer be those of one run",
+    "style": "the place in the epoch is one of that data set",
+    "dataset_name": "the place in the epoch is one of that data set",
+    "dataset_config_name": "the place in the epoch is one of that data set",
+    "train_data_dir": "the place in the epoch is one of that data set",
+    "max_train_samples": "the place in the epoch is one of that data set",
+    "train_batch_size": "the place in the epoch is counted in its batches",
+    "gradient_accumulation_steps": "the place in the epoch is counted in its updates",
+}
+MOVABLE = ("pretrained_model_name_or_path", "train_data_dir", "dataset_name")  # a folder may have another path now
+SCHEDULE = (
+    "learning_rate", "scale_lr", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_step_rules",
+    "max_train_steps", "num_train_epochs",
+)  # fmt: skip
+# settings of which nothing in what is trained depends
+FREE = (
+    "output_dir", "cache_dir", "logging_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit",
+    "resume_from_checkpoint", "validation_prompt", "num_validation_images", "validation_epochs", "push_to_hub",
+    "hub_token", "hub_model_id", "dataloader_num_workers", "no_cache", "variant",
+)  # fmt: skip
+
+
+def find_checkpoint(output_dir: Path, wanted: str | None) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
+    """(the checkpoint that resume_from_checkpoint names, its record, sentences about broken ones that were passed over).
+
+    (None, None, ...) where nothing is to be resumed, or "latest" finds nothing. Raises ValueError for one that isn't there or
+    is broken, before anything is loaded.
+    """
+    if wanted is None:
+        return None, None, []
+    if wanted == "latest":
+        folder, record, problems = newest_whole(output_dir)
+        if problems and folder is None:
+            raise ValueError(
+                f"resume_from_checkpoint 'latest': no checkpoint in {output_dir} is whole ({'; '.join(problems)}); "
+                "leave resume_from_checkpoint out to start anew"
+            )
+        return folder, record, problems
+    folders, path = checkpoints(output_dir), output_dir / Path(wanted).name
+    if path not in folders:
+        names = ", ".join(folder.name for folder in folders) or "none"
+        raise ValueError(f"resume_from_checkpoint {wanted!r} is not in {output_dir}; it holds {names}")
+    return path, read(path), []
+
+
+def restore(folder: Path, accelerator: Any, optimizer: Any, lr_scheduler: Any, config: TrainingConfig) -> None:
+    """Everything as it was when the checkpoint was written, but the optimizer's settings, which are this configuration's."""
+    accelerator.load_state(folder)
+    if not config.behaviour.applies_new_settings:
+        return
+    schedule, peak = lr_scheduler.scheduler, config.peak_learning_rate(accelerator.num_processes)
+    schedule.base_lrs = [peak] * len(schedule.base_lrs)
+    for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+        group["initial_lr"], group["lr"] = peak, peak * factor(schedule.last_epoch)
+        group["betas"], group["eps"] = (config.adam_beta1, config.adam_beta2), config.adam_epsilon
+        group["weight_decay"] = config.adam_weight_decay
+
+
+def check_resumed(
+    folder: Path | None, record: dict[str, Any] | None, config: TrainingConfig, steps: Steps
+) -> list[str]:
+    """What has changed since a checkpoint was written, as sentences. Raises ValueError for what can't be resumed."""
+    if record is None:
+        return []
+    changes, refusals = compare(record, config, steps)
+    if refusals:
+        raise ValueError(f"{folder} can't be resumed: {'; '.join(refusals)}")
+    return changes
+
+
+def compare(record: dict[str, Any], config: TrainingConfig, steps: Steps) -> tuple[list[str], list[str]]:
+    """What differs between the run that wrote a checkpoint and the one that resumes it: (changes, refusals).
+
+    record: from `checkpoints.read`. config, steps: of the run that resumes. Two lists of sentences, both empty where
+    nothing that counts has changed; where there are refusals, changes are left out.
+    """
+    changes, refusals = [], []
+    before, now = record["config"], json.loads(json.dumps(dataclasses.asdict(config)))
+
+    def changed(name):
+        return before.get(name, FIELDS[name].default) != now[name]
+
+    for name, reason in FIXED.items():
+        if name == "seed" and now["seed"] is None:
+            continue  # taken from the run that is resumed
+        if changed(name) and name in MOVABLE and Path(str(now[name])).expanduser().is_dir():
+            if Path(str(before.get(name))).expanduser().resolve() != Path(now[name]).expanduser().resolve():
+                changes.append(f"{name} was {before.get(name)!r} and is {now[name]!r}, which is taken for the same")
+        elif changed(name):
+            refusals.append(f"{name} was {before.get(name)!r} and is {now[name]!r}: {reason}")
+    for name, value, reason in (
+        ("num_processes", steps.num_processes, "each process has its own random state and its own pictures"),
+        ("num_examples", steps.num_examples, "the place in the epoch is one of that data set"),
+    ):
+        if record[name] != value:
+            refusals.append(f"{name} was {record[name]} and is {value}: {reason}")
+    if steps.total_updates < record["update"]:
+        refusals.append(
+            f"the run would end at update {steps.total_updates}, and {record['update']} updates are done: "
+            "give more max_train_steps or num_train_epochs"
+        )
+    if refusals:
+        return [], refusals
+    schedule = [name for name in SCHEDULE if changed(name)]
+    if schedule:
+        changes.append(_schedule_change(record, config, steps, schedule, before, now))
+    silent = {*FIXED, *SCHEDULE, *FREE}
+    changes += [
+        f"{name} was {before.get(name, FIELDS[name].default)!r} and is {now[name]!r} from update {record['update']} on"
+        for name in now
+        if name not in silent and changed(name)
+    ]
+    return changes, []
+
+
+def _schedule_change(record, config, steps, names, before, now):
+    """What a changed schedule does to the rate at the update where the run is resumed."""
+    update, old, new = record["update"], record["next_learning_rate"], None
+    if update < steps.total_updates:
+        new = Schedule.of(config, steps).rate(update)
+    changes = ", ".join(f"{name} {before.get(name)!r} -> {now[name]!r}" for name in names)
+    text = f"{changes}: the schedule is made anew for {steps.total_updates} updates"
+    if new is None:
+        return f"{text}, all of which are done"
+    jump = (
+        "goes on without a jump"
+        if math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-8)
+        else f"jumps from {old:.3g} to {new:.3g}"
+    )
+    return f"{text}; at update {update} the rate {jump}"

@@ -1,0 +1,131 @@
+"""What several test files need to run things: commands, processes, kernels, and what they leave."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lora_kit.output.metrics import METRICS
+from lora_kit.system.devices import available_devices
+
+CPU_ONLY = pytest.mark.skipif(
+    available_devices()[0] > 0, reason="two gloo processes need a machine without accelerator"
+)
+
+
+PATIENCE = (
+    600  # seconds after which an event is taken for one that never comes; no test depends on how long things take
+)
+
+
+def wait_for(event, process=None):
+    """The first true value of `event()`; AssertionError where the process that it is awaited of ends without it."""
+    end = time.monotonic() + PATIENCE
+    while not (value := event()):
+        assert process is None or process.poll() is None or event(), (
+            f"ended with {process.returncode}, without the event"
+        )
+        assert time.monotonic() < end, "the event never came"
+        time.sleep(0.02)
+    return value
+
+
+def alive(number):
+    """Whether a process runs; one that has ended and that nobody has asked after doesn't."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def run_command(command, timeout=PATIENCE, **environment):
+    """A command to its end, with one thread a process: `subprocess.run`'s result. No child is left after a time-out."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    with subprocess.Popen([sys.executable, *map(str, command)], **pipes) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)  # torchrun ends its workers, which have sessions of their own
+            out, err = process.communicate(timeout=PATIENCE)
+            raise AssertionError(f"no end after {timeout} s: {err[-2000:]}") from None
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def fingerprint(path):
+    """A hash of the names and numbers in a safetensors file."""
+    from safetensors.torch import load_file
+
+    found = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def torchrun(*command):
+    """The same in two processes, which meet at a port that their launcher holds from the start."""
+    return run_command(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command])
+
+
+def records(folder):
+    """All records of a run's metrics."""
+    return [json.loads(line) for line in Path(folder, METRICS).read_text().splitlines()]
+
+
+def updates(folder):
+    """The records of a run's updates, without their times."""
+    lines = [record for record in records(folder) if "update" in record]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def children(process):
+    """Processes forked by `process`, with the same command line as itself (so not Python's own helpers)."""
+
+    def command(number):
+        try:
+            return Path(f"/proc/{number}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+
+    found = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
+    return [int(one) for one in " ".join(found).split() if command(one) == command(process)]
+
+
+class Kernel:
+    """A fresh Jupyter kernel; `run` gives a cell's outputs."""
+
+    def __init__(self):
+        from jupyter_client.manager import KernelManager
+
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
+        self.manager = KernelManager(kernel_name="python3")
+        self.manager.start_kernel(env=environment)
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=PATIENCE)
+
+    def run(self, code, meanwhile=None, timeout=PATIENCE):
+        outputs, number = [], self.client.execute(code)
+        if meanwhile:
+            meanwhile()
+        while True:
+            message = self.client.get_iopub_msg(timeout=timeout)
+            if message["parent_header"].get("msg_id") != number:
+                continue
+            if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+                return outputs
+            outputs.append((message["msg_type"], message["content"]))
+
+
+def stdout(outputs):
+    return "".join(content["text"] for kind, content in outputs if kind == "stream" and content["name"] == "stdout")
+
+
+def errors(outputs):
+    return [content["ename"] + ": " + content["evalue"] for kind, content in outputs if kind == "error"]
