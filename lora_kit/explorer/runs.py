@@ -1,5 +1,6 @@
 """The explorer's real trainings: single runs, laid over one another, and sweeps, watched by a thread until they end."""
 
+import contextlib
 import html
 import threading
 from typing import Any
@@ -33,6 +34,8 @@ class Runs:
             ipywidgets.Button(description=words, layout=BUTTON)
             for words in ("Train this", "Stop", "Forget the runs", "Sweep")
         )
+        self.length.observe(self._say_length, "value")
+        self._say_length()
         look = {"style": NARROW_LABEL, "layout": {"width": "20em"}}
         self.rates = labelled(ipywidgets.Text, "learning rates", "The sweep's columns.", value="3e-4 1e-3 3e-3", **look)
         self.ranks = labelled(ipywidgets.Text, "ranks", "The sweep's rows.", value="1 4 16", **look)
@@ -63,6 +66,10 @@ class Runs:
         self.stop.disabled = not self.following
         if not self.following:
             self.running.value = "" if embedded else page("Only the embedded model is trained from this page.")
+
+    def _say_length(self, _change=None):
+        for button, runs in ((self.train, "One run"), (self.sweep, "Runs")):
+            button.tooltip = f"{runs} of {self.length.value} updates."
 
     def _settings(self):
         """The settings with the length of the run, of which a trial's warm-up keeps its share."""
@@ -133,7 +140,8 @@ class Runs:
                 self.past = {name: run for name, run in shown.items() if run["updates"]}
         except Exception as error:
             line += _sorry("The runs can't be followed, and were stopped", error)
-            trials.stop()
+            with contextlib.suppress(Exception):
+                trials.stop()
         finally:
             with self.quiet:
                 self.following = None
