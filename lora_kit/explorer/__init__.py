@@ -1,1 +1,21 @@
-"""The explorer: turn a knob of the training configuration and see at once what it does."""
+"""The explorer: turn a knob of the training configuration and see at once what it does; at the end, the command to run."""
+
+from typing import Any
+
+
+def explorer(num_examples: int = 400, num_processes: int = 1, **settings: Any) -> Any:
+    """Knobs over the training configuration beside a page that follows them, an `Explorer`; the last value of a cell shows itself.
+
+    num_examples: pictures in the data set. num_processes: processes that train together. settings: fields of
+    `TrainingConfig`; those without a knob stay as they are. Raises ValueError for a value that no run could have, TypeError
+    for a name that is no setting. Needs no torch: only a real run ("Train this", in a process of its own) does.
+
+    >>> page = explorer(num_examples=400, lr_scheduler="cosine", lr_warmup_steps=100)
+    >>> page.knobs["lr_warmup_steps"].value = 200
+    >>> page.summary["warmup"]
+    200
+    """
+    from lora_kit.explorer.page import Explorer
+    from lora_kit.explorer.state import START, State
+
+    return Explorer(State(START | settings, num_examples, num_processes))

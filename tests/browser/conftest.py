@@ -9,7 +9,7 @@ from playwright.sync_api import expect, sync_playwright
 
 HERE = Path(__file__).parent
 FAILED = pytest.StashKey[bool]()
-expect.set_options(timeout=20_000)  # ms; other tests run beside these
+expect.set_options(timeout=60_000)  # ms; other tests run beside these
 
 
 def pytest_collection_modifyitems(items):

@@ -6,8 +6,8 @@ The tests and benchmarks/explorer.py use it. "widgets7" is voila with ipywidgets
 import contextlib
 import itertools
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,9 +16,12 @@ from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from lora_kit.system.world import free_port
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
 PYTHONS = {"jupyterlab": sys.executable, "voila": sys.executable, "widgets7": ROOT / ".venv-widgets7/bin/python"}
-EXPLORER = "from lora_kit.explorer.page import explorer\n\nexplorer()"
+EXPLORER = "from lora_kit.explorer import explorer\n\nexplorer()"
 KEPT = ROOT / "build" / "browser"  # screenshots
 PICTURE = ".jupyter-widgets svg[role=img]"
 BROWSER_FLAGS = [
@@ -32,8 +35,8 @@ BROWSER_FLAGS = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # what a page wants from elsewhere is not there, at once
 ]
 AS_MAKE = {"JUPYTER_CONFIG_PATH": str(ROOT / "scripts" / "jupyter")}  # as `make lab` and `make explorer` start a server
-START = STOP = 60  # seconds
-SHOWN = 60_000  # milliseconds
+START, STOP = 180, 60  # seconds, on a busy machine
+SHOWN = 180_000  # milliseconds
 
 
 class FrontEnd:
@@ -88,20 +91,24 @@ def _command(name, folder, port):
             f"--ServerApp.root_dir={folder}",
             f"--ServerApp.port={port}",
             "--ServerApp.ip=127.0.0.1",
-            "--ServerApp.port_retries=0",
             "--ServerApp.allow_root=True",
             "--IdentityProvider.token=",
             "--LabApp.expose_app_in_browser=True",  # as window.jupyterapp
         ]
     else:
-        settings = ["voila", str(folder), f"--port={port}", "--Voila.ip=127.0.0.1", "--Voila.port_retries=0"]
+        settings = ["voila", str(folder), f"--port={port}", "--Voila.ip=127.0.0.1"]
     return [str(PYTHONS[name]), "-m", *settings, "--no-browser"]
 
 
-def _free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+def _started(process, log, name):
+    """The address that the server has written into its log; it takes another port where the one it was given is in use."""
+    limit = time.monotonic() + START
+    while process.poll() is None and time.monotonic() < limit:
+        for port in re.findall(r"http://(?:127\.0\.0\.1|localhost):(\d+)", log.read_text()):
+            if _answers(url := f"http://127.0.0.1:{port}"):
+                return url
+        time.sleep(0.1)
+    raise RuntimeError(f"{name} did not start:\n{log.read_text()}")
 
 
 def _answers(url):
@@ -116,7 +123,6 @@ def serving(name, folder, settings=AS_MAKE):
     `settings`: environment variables, {} for a server as it comes."""
     notebooks, log = folder / "notebooks", folder / "server.log"
     notebooks.mkdir(parents=True)
-    port = _free_port()
     places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR")
     places = {place: str(folder / place.lower()) for place in (*places, "JUPYTERLAB_WORKSPACES_DIR")}
     no_news = folder / "jupyterlab_settings_dir" / "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
@@ -124,10 +130,9 @@ def serving(name, folder, settings=AS_MAKE):
     no_news.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # or JupyterLab asks, over the page
     if name == "widgets7":
         settings = {}  # its server is too old for them
-    url = f"http://127.0.0.1:{port}"
     with log.open("w") as out:
         process = subprocess.Popen(
-            _command(name, notebooks, port),
+            _command(name, notebooks, free_port()),
             env={**os.environ, **places, **settings, "PYTHONPATH": str(ROOT)},
             cwd=notebooks,
             stdout=out,
@@ -135,15 +140,11 @@ def serving(name, folder, settings=AS_MAKE):
             start_new_session=True,
         )
     try:
-        limit = time.monotonic() + START
-        while not _answers(url):
-            if process.poll() is not None or time.monotonic() > limit:
-                raise RuntimeError(f"{name} did not start:\n{log.read_text()}")
-            time.sleep(0.1)
-        yield FrontEnd(name, url, notebooks)
+        yield FrontEnd(name, _started(process, log, name), notebooks)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(STOP)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,25 +1,27 @@
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS, read_metrics
 from PIL import Image
 from running import fingerprint
+from waiting import session, wait_until
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import emoji_captions, held_out, load_style
-from lora_kit.explorer.trials import PROMPTS, Trials, fixed_inputs, fixed_loss, sweep, target, trial_settings
+from lora_kit.evaluation import fixed_inputs, fixed_loss
+from lora_kit.explorer.trial_process import target
+from lora_kit.explorer.trials import EVENTS, PROMPTS, Trials, _Trial, sweep, trial_settings
 from lora_kit.models import load_models
-from lora_kit.output.lora_file import LORA
-from lora_kit.output.metrics import METRICS, read_metrics
 from lora_kit.schedules import rising_step_rules
 from lora_kit.training import train
 
@@ -46,38 +48,20 @@ def one_thread():
         os.environ["OMP_NUM_THREADS"] = before
 
 
-def wait(trials, until, seconds=120):
+def wait(trials, until, seconds=300):
     """Every progress until `until` holds for one, which is the last."""
-    seen, end = [], time.monotonic() + seconds
-    while time.monotonic() < end:
+    seen = []
+
+    def reached():
         seen.append(trials.progress())
-        if until(seen[-1]):
-            return seen
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s: {seen[-1]}")
+        return until(seen[-1])
+
+    wait_until(reached, seconds)
+    return seen
 
 
 def ended(progress):
     return not progress["running"]
-
-
-def group(number):
-    """The processes of a process group that have not ended."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == number and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
-
-
-def gone(number, seconds=10):
-    end = time.monotonic() + seconds
-    while group(number) and time.monotonic() < end:
-        time.sleep(0.1)
-    return not group(number)
 
 
 @pytest.fixture(scope="module")
@@ -116,21 +100,29 @@ def test_a_range_test(tmp_path):
 
 
 def test_settings_of_a_trial():
-    given = {"learning_rate": 2e-3, "rank": 16, "lr_scheduler": "cosine", "lr_warmup_steps": 20, "max_train_steps": 300}
-    made, said = trial_settings({**given, "hub_token": "hf_secret", "train_data_dir": "pictures"}, 100)
+    settings = {
+        "learning_rate": 2e-3,
+        "rank": 16,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 20,
+        "max_train_steps": 300,
+    }
+    made, sentences = trial_settings({**settings, "hub_token": "hf_secret", "train_data_dir": "pictures"}, 100)
     config = TrainingConfig(**made)
     assert (config.learning_rate, config.rank, config.lr_scheduler) == (2e-3, 16, "cosine")
     assert (config.max_train_steps, config.lr_warmup_steps, config.resolution, config.seed) == (100, 7, 64, 0)
     assert (config.style, config.train_data_dir, config.report_to, config.hub_token) == ("outlined", None, "none", None)
-    assert "lr_warmup_steps 20 is 7 here: the warm-up keeps its share of the run" in said
-    assert any(sentence.startswith("train_data_dir 'pictures' is None here") for sentence in said)
-    assert not any("rank" in sentence or "hf_secret" in sentence for sentence in said)
+    assert "lr_warmup_steps 20 is 7 here: the warm-up keeps its share of the run" in sentences
+    assert any(sentence.startswith("train_data_dir 'pictures' is None here") for sentence in sentences)
+    assert not any("rank" in sentence or "hf_secret" in sentence for sentence in sentences)
 
 
 def test_settings_that_a_trial_keeps():
-    made, said = trial_settings({"learning_rate": 1e-3, "style": "blueprint", "seed": 7, "use_8bit_adam": True}, 10)
+    made, sentences = trial_settings(
+        {"learning_rate": 1e-3, "style": "blueprint", "seed": 7, "use_8bit_adam": True}, 10
+    )
     assert (made["style"], made["seed"], made["use_8bit_adam"]) == ("blueprint", 7, True)
-    assert not any(sentence.startswith(("style", "seed", "lr_", "checkpointing")) for sentence in said)
+    assert not any(sentence.startswith(("style", "seed", "lr_", "checkpointing")) for sentence in sentences)
     again, more = trial_settings(made, 10)
     assert (again, more) == (made, [])
     assert trial_settings({"learning_rate": 1e-3, "checkpointing_steps": 2}, 10)[0]["checkpointing_steps"] == 11
@@ -228,8 +220,8 @@ def test_bad_sweep(base, first, second, culprit):
 
 
 def test_no_trial_trains_on_the_prompts():
-    kept = {caption for emoji, caption in emoji_captions().items() if held_out(emoji)}
-    assert set(PROMPTS) <= kept
+    captions = {caption for emoji, caption in emoji_captions().items() if held_out(emoji)}
+    assert set(PROMPTS) <= captions
 
 
 # the hook of the loop
@@ -262,8 +254,13 @@ def test_hook_changes_nothing(match_diffusers, tmp_path):
 def test_states(finished):
     seen, _ = finished
     states = {name: [progress["trials"][name]["state"] for progress in seen] for name in TRIALS}
-    assert [state for state, _ in itertools.groupby(states["low"])] == ["waiting", "starting", "running", "done"]
-    assert states["high"][states["low"].index("running")] == "waiting"
+    order = ["waiting", "starting", "running", "done"]
+    assert sorted(states["low"], key=order.index) == states["low"]
+    folder = Path(trial(finished, "low")["target"]).parent
+    written = [json.loads(line) for line in (folder / EVENTS).read_text().splitlines()]
+    assert [record["state"] for record in written if "state" in record] == order[1:]
+    high = json.loads((folder.parent / "trial-2" / EVENTS).read_text().splitlines()[0])
+    assert (written[-1]["state"], high["state"]) == ("done", "starting") and written[-1]["time"] <= high["time"]
     assert [progress["running"] for progress in seen] == [True] * (len(seen) - 1) + [False]
     final = {name: states[name][-1] for name in TRIALS}
     assert final == {"low": "done", "broken": "failed", "high": "done", "script": "done"}
@@ -295,11 +292,11 @@ def test_failing_trial_is_told(finished):
 def test_trial_is_the_run_that_train_makes(finished, name, tmp_path):
     settings, _ = trial_settings(TRIALS[name], UPDATES)
     train(TrainingConfig(**settings, output_dir=str(tmp_path)), progress=False)
-    found, (_, records) = trial(finished, name), read_metrics(tmp_path / METRICS)
-    assert found["total_updates"] == len(records) == UPDATES
+    run, (_, records) = trial(finished, name), read_metrics(tmp_path / METRICS)
+    assert run["total_updates"] == len(records) == UPDATES
     for column, field in (("updates", "update"), ("loss", "loss"), ("lr", "lr"), ("grad_norm", "grad_norm")):
-        assert found[column] == [record[field] for record in records]
-    folder = Path(found["samples"][0][1]).parent
+        assert run[column] == [record[field] for record in records]
+    folder = Path(run["samples"][0][1]).parent
     assert fingerprint(folder / LORA) == fingerprint(tmp_path / LORA)
     assert not list(folder.glob("checkpoint-*"))
 
@@ -330,7 +327,9 @@ def test_samples(finished):
         with Image.open(path) as image:
             assert (image.format, image.size, image.mode) == ("PNG", (64 * len(PROMPTS), 64), "RGB")
     with Image.open(trial(finished, "low")["target"]) as image:
-        fox = next(one["image"] for one in load_style("outlined", "held_out", size=64) if one["text"] == PROMPTS[0])
+        fox = next(
+            record["image"] for record in load_style("outlined", "held_out", size=64) if record["text"] == PROMPTS[0]
+        )
         assert image.size == (64 * len(PROMPTS), 64)
         assert image.crop((0, 0, 64, 64)).tobytes() == fox.tobytes()
     assert target("outlined", ["fox", "a fox that nobody drew"]) is None
@@ -347,14 +346,14 @@ def test_stop_in_the_middle_and_start_again(tmp_path):
     wait(trials, lambda progress: len(progress["trials"]["first"]["updates"]) > 2)
     with pytest.raises(RuntimeError, match="trials are running already: stop them"):
         trials.start({"another": SMALL})
-    number = trials._processes[0].pid
-    assert len(group(number)) > 1  # with a worker that loads pictures
+    number = trials._groups[0].pid
+    wait_until(lambda: len(session(number)) > 1)  # with a worker that loads pictures, between two epochs another
     trials.stop()
-    assert group(number) == []
+    assert session(number) == []
     stopped = trials.progress()
     first, second = stopped["trials"]["first"], stopped["trials"]["second"]
     assert not stopped["running"]
-    assert [(one["state"], one["error"]) for one in (first, second)] == [("stopped", None)] * 2
+    assert [(run["state"], run["error"]) for run in (first, second)] == [("stopped", None)] * 2
     assert len(first["updates"]) == len(first["loss"]) > 2 and first["fixed"][0][0] == 0
     with Image.open(first["samples"][0][1]) as image:
         assert image.size == (64, 64)
@@ -374,24 +373,49 @@ def test_stop_in_the_middle_and_start_again(tmp_path):
 def test_process_that_is_killed(tmp_path):
     trials = Trials(tmp_path)
     trials.start({"a": SMALL, "b": SMALL})
-    trials._processes[0].kill()
+    os.kill(trials._groups[0].pid, signal.SIGKILL)
     killed = wait(trials, ended)[-1]["trials"]
-    assert [one["state"] for one in killed.values()] == ["failed", "failed"]
+    assert [run["state"] for run in killed.values()] == ["failed", "failed"]
     assert "the process ended with status -9; see " in killed["a"]["error"]
+    trials.close()
 
 
 @pytest.mark.slow
 def test_close_ends_all():
     trials = Trials()
     trials.start({"a": SMALL})
-    number = trials._processes[0].pid
-    assert group(number) and trials.folder.exists()
+    number = trials._groups[0].pid
+    assert session(number) and trials.folder.exists()
     trials.close()
-    assert not group(number) and not trials.folder.exists()
+    assert not session(number) and not trials.folder.exists()
     assert trials.progress()["trials"]["a"]["state"] == "stopped"
     trials.close()
     with pytest.raises(RuntimeError, match="closed"):
         trials.start({"a": SMALL})
+
+
+def test_what_can_not_be_read_fails_that_trial_alone(tmp_path):
+    """A file that is no JSON, and one that is no file: the page goes on, and others can be started."""
+    trials = Trials(tmp_path)
+    for name, content in (
+        ("a", "{broken\n"),
+        ("b", None),
+        ("c", '{"fixed": [0, null]}\n{"state": "done", "time": 5}\n'),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        trials._trials[name] = _Trial({"output_dir": str(folder), "max_train_steps": 3})
+        (folder / EVENTS).write_text(content) if content else (folder / EVENTS).mkdir()
+    progress = trials.progress()
+    assert {name: run["state"] for name, run in progress["trials"].items()} == {
+        "a": "failed",
+        "b": "failed",
+        "c": "done",
+    }
+    assert progress["trials"]["a"]["error"].startswith("what it wrote can't be read: ")
+    ((done, loss),) = progress["trials"]["c"]["fixed"]
+    assert done == 0 and math.isnan(loss)  # a run whose loss was no number
+    assert not progress["running"]
 
 
 PAGE = """
@@ -402,28 +426,41 @@ trials.start(sweep({}, ("learning_rate", [1e-3]), ("rank", [1, 4])))
 while any(trial["state"] == "waiting" for trial in list(trials.progress()["trials"].values())[:1]):
     time.sleep(0.02)
 heavy = [name for name in ("torch", "numpy", "PIL", "diffusers") if name in sys.modules]
-print(trials._processes[0].pid, trials.folder, heavy, flush=True)
+print(trials._groups[0].pid, trials.folder, heavy, flush=True)
+sys.stdin.readline()
 """
+LAST = {
+    "dropped": "del trials\nprint('gone', flush=True)\nsys.stdin.readline()",
+    "exits": "sys.exit()",
+    "forks": "import os\nif os.fork() == 0: sys.exit()\nos.wait()\nprint('gone', flush=True)\nsys.stdin.readline()",
+    "killed": "sys.stdin.readline()",
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("last", ["del trials", "sys.exit()", "time.sleep(60)"])
-def test_page_that_goes(last):
-    """Its trainings go with it, whether it drops them, exits or is killed; and it has imported nothing heavy."""
-    watch = "\ntime.sleep(60)" if last == "del trials" else ""
-    page = subprocess.Popen([sys.executable, "-c", PAGE + last + watch], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("how", LAST)
+def test_page_that_goes(how):
+    """Its trainings go with it, whether it drops them, exits or is killed, but not with a process that it forked; and it has
+    imported nothing heavy."""
+    page = subprocess.Popen(
+        [sys.executable, "-c", PAGE + LAST[how]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     number, folder, heavy = page.stdout.readline().split(maxsplit=2)
     try:
         assert heavy.strip() == "[]"
-        if last == "time.sleep(60)":
-            assert group(int(number))
-            page.send_signal(signal.SIGKILL)
-        assert gone(int(number))
-        if last != "time.sleep(60)":
-            time.sleep(0.2)
-            assert not Path(folder).exists()
+        assert session(int(number)) and Path(folder).exists()
+        if how == "killed":
+            page.kill()
+            wait_until(lambda: not session(int(number)))
+            return
+        page.stdin.write("\n")
+        page.stdin.flush()
+        assert page.wait() == 0 if how == "exits" else page.stdout.readline() == "gone\n"
+        assert (bool(session(int(number))), Path(folder).exists()) == (
+            (True, True) if how == "forks" else (False, False)
+        )
     finally:
         page.kill()
-        page.wait()
-        page.stdout.close()
+        page.communicate()
+        wait_until(lambda: not session(int(number)))
         shutil.rmtree(folder, ignore_errors=True)  # left by a page that was killed

@@ -1,0 +1,73 @@
+"""What the explorer's widgets share: their looks, and who turned them, the reader or the program."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from lora_kit.system.html import page
+
+ROW = {"width": "calc(100% - 4px)", "max_width": "34em"}
+COLUMN = {"flex": "1 1 28em", "min_width": "0", "max_width": "680px", "padding": "0 14px 0 0"}
+BUTTON = {"width": "auto", "align_self": "flex-start"}
+NARROW_LABEL = {"description_width": "initial"}
+# where the page is narrow tables are broken; where it is as narrow as a phone, a knob's name stands above it, and the pictures'
+# texts are larger
+STYLE_SHEET = """<style>
+.lora-kit {container-type: inline-size}
+.lora-kit-above {flex-wrap: wrap}
+.lora-kit-above > .widget-label {width: 100% !important; text-align: left}
+@container (max-width: 70em) {
+  .lora-kit td {white-space: normal !important}
+}
+@container (max-width: 30em) {
+  .lora-kit-rows .widget-inline-hbox {flex-wrap: wrap; height: auto}
+  .lora-kit-rows .widget-inline-hbox > .widget-label {width: 100% !important; text-align: left}
+  .lora-kit-rows .widget-inline-hbox > :not(.widget-label) {min-height: 28px; align-content: center}
+  .lora-kit-rows .widget-hbox {align-items: flex-end}
+  .lora-kit svg[role=img] {font-size: 14px}
+}
+</style>"""
+
+
+class Quiet:
+    """Tells the reader's changes of widgets from the program's own.
+
+    Within `with quiet:` no observer that was made by `hears` is called by this thread's changes; one of another thread waits
+    until the block is over, and is called then. So a thread that paints never swallows a knob that is turned meanwhile.
+    """
+
+    def __init__(self):
+        self._lock, self._depth = threading.RLock(), 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+
+    def __exit__(self, *error: Any) -> None:
+        self._depth -= 1
+        self._lock.release()
+
+    def hears(self, action: Callable[[Any], None]) -> Callable[[Any], None]:
+        """The action as an observer, which is called for the reader's changes only, one at a time."""
+
+        def observer(change):
+            with self._lock:
+                if not self._depth:
+                    action(change)
+
+        return observer
+
+
+def labelled(make: Callable[..., Any], name: str, text: str, **look: Any) -> Any:
+    """A widget with its name before it and `text` as a tooltip, in ipywidgets 8 and 7."""
+    look = {"description": name, "style": {"description_width": "14.8em"}, "layout": ROW} | look
+    widget = make(**look)
+    setattr(widget, "description_tooltip" if widget.has_trait("description_tooltip") else "tooltip", text)
+    return widget
+
+
+def heading(text: str) -> Any:
+    """A line in bold above a part of the page."""
+    import ipywidgets
+
+    return ipywidgets.HTML(page(f'<div style="font-weight: bold; padding-top: 0.6em">{text}</div>'))

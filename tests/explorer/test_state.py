@@ -1,0 +1,243 @@
+"""The explorer without a widget: what a turn, a paste, a cure and a pin do, and what changes nothing."""
+
+import copy
+import dataclasses
+
+import pytest
+
+from lora_kit.explorer.presets import PRESETS
+from lora_kit.explorer.state import PASTED, RULES, START, State, describe
+
+GUIDE = "diffusers' guide to LoRA"
+PUZZLE = next(name for name in PRESETS if name.startswith("puzzle"))
+
+
+def state(num_examples=400, num_processes=1, **settings):
+    return State(START | settings, num_examples, num_processes)
+
+
+def everything(state):
+    return copy.deepcopy(dataclasses.asdict(state)) | {"summary": copy.deepcopy(state.summary)}
+
+
+def test_the_first_state():
+    first = state()
+    assert first.settings == dict(
+        style="outlined", learning_rate=1e-3, lr_scheduler="cosine", train_batch_size=4, num_train_epochs=12
+    )
+    assert (first.summary["total_updates"], first.cursor, first.started, first.change) == (1200, 600, None, {})
+    assert (first.values["rank"], first.values["num_processes"]) == (4, 1)
+
+
+def test_a_data_set_is_made_up_only_where_none_is_named():
+    assert state(train_data_dir="pictures").settings.get("style") is None
+    assert state(style=None).settings["style"] == "outlined"
+    assert State({"rank": 8}).settings == {"learning_rate": 1e-4, "rank": 8, "style": "outlined"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        (dict(lr_scheduler="cosin"), ValueError, "'cosin' is unknown; did you mean 'cosine'"),
+        (dict(rank=2.5), ValueError, "rank 2.5 is not a whole number"),
+        (dict(lr_shceduler="linear"), TypeError, "'lr_shceduler' is not a setting: did you mean 'lr_scheduler'"),
+        (dict(num_examples=0), ValueError, "num_examples 0 is not a whole number of at least 1"),
+        (dict(num_processes="many"), ValueError, "num_processes 'many' is not a whole number of at least 1"),
+        (dict(num_processes=True), ValueError, "num_processes True is not a whole number"),
+    ],
+)
+def test_a_value_that_no_run_could_have_is_named(wrong, error, words):
+    with pytest.raises(error, match=words):
+        state(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "becomes"),
+    [
+        ("rank", 16, 16), ("num_examples", 777, 777), ("num_processes", 4, 4), ("scale_lr", True, True),
+        ("target_modules", "to_q  to_v", ("to_q", "to_v")), ("target_modules", ["to_k"], ("to_k",)),
+        ("max_train_steps", 500, 500), ("max_train_steps", 0, None), ("mixed_precision", "bf16", "bf16"),
+        ("mixed_precision", "", None), ("seed", 0, 0), ("lr_warmup_steps", 0, 0), ("learning_rate", 1, 1.0),
+    ],
+)  # fmt: skip
+def test_a_turn(name, value, becomes):
+    turned = state(max_train_steps=300, mixed_precision="fp16", seed=3, lr_warmup_steps=5, learning_rate=2e-3)
+    assert turned.turn(name, value) is True
+    assert turned.values[name] == becomes and type(turned.values[name]) is type(becomes)
+    assert turned.turn(name, value) is False
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("rank", 0, "rank 0 must be at least 1"), ("num_examples", 0, "num_examples 0 is not a whole number"),
+        ("num_processes", "many", "'many'"), ("learning_rate", float("nan"), "learning_rate nan is not a finite number"),
+        ("max_train_steps", -1, "max_train_steps -1 must be at least 1"), ("rnak", 4, "'rnak' is not a setting"),
+        ("lr_scheduler", "cosin", "did you mean 'cosine'"), ("target_modules", 3, "target_modules 3 is not a list of names"),
+    ],
+)  # fmt: skip
+def test_a_turn_that_can_not_be_changes_nothing(name, value, words):
+    turned = state()
+    turned.take_preset(GUIDE)
+    before = everything(turned)
+    with pytest.raises((TypeError, ValueError), match=words):
+        turned.turn(name, value)
+    assert everything(turned) == before and turned.started == GUIDE
+
+
+def test_rules_come_and_go_with_the_schedule_that_reads_them():
+    turned = state()
+    turned.turn("lr_scheduler", "piecewise_constant")
+    assert turned.settings["lr_step_rules"] == RULES
+    turned.turn("lr_scheduler", "linear")
+    assert "lr_step_rules" not in turned.settings
+    turned.turn("lr_scheduler", "piecewise_constant")
+    turned.turn("lr_step_rules", "1:10,0.5")
+    turned.turn("lr_scheduler", "linear")  # which the reader wrote, and may want again
+    turned.turn("lr_scheduler", "piecewise_constant")
+    assert turned.settings["lr_step_rules"] == "1:10,0.5"
+
+
+def test_the_cursor_stays_inside_the_run_and_outlives_an_error():
+    turned = state()
+    turned.look(cursor=900)
+    assert turned.cursor == 900 and 900 in turned.summary["updates"]
+    turned.turn("target_modules", "to_qq")
+    assert turned.summary["errors"] and turned.cursor == 900
+    turned.turn("target_modules", "to_q")
+    assert turned.cursor == 900
+    turned.turn("num_train_epochs", 1)
+    assert (turned.summary["total_updates"], turned.cursor) == (100, 99)
+    turned.look(axis="epochs", log=True, trainers=("kohya",))
+    assert (turned.axis, turned.log, turned.cursor) == ("epochs", True, 99)
+    assert [curve["kind"] for curve in turned.summary["curves"]] == ["run", "kohya"]
+    with pytest.raises(ValueError, match="koyha"):
+        turned.look(trainers=("koyha",))
+    assert turned.trainers == ("kohya",)
+
+
+def test_a_paste():
+    pasted = state(num_examples=50, rank=64)
+    sentences = pasted.take(
+        "accelerate launch --num_processes 4 -m lora_kit.training --style line_art --learning_rate 1e-3"
+    )
+    assert pasted.settings == dict(style="line_art", learning_rate=1e-3)
+    assert (pasted.num_processes, pasted.num_examples, pasted.started) == (4, 50, PASTED)
+    assert sentences[-1] == "How many pictures it has the text doesn't say: num_examples stays 50"
+    assert (
+        pasted.take("training: {learning_rate: 0.5, target_modules: [to_q]}\nnum_examples: 9\nnum_processes: 2") == []
+    )
+    assert (pasted.num_processes, pasted.num_examples) == (2, 9)
+    assert pasted.settings == dict(learning_rate=0.5, target_modules=("to_q",), style="outlined")
+    # 9 pictures in batches of 16 on 2 processes: one update an epoch, 100 epochs
+    assert (pasted.summary["total_updates"], pasted.cursor) == (100, 50)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("TrainingConfig(learning_rate=1e-3)\nlaunch(config, num_processes='many')", "many"),
+        ("TrainingConfig(learning_rate=1e-3)\nlaunch(config, num_processes=0)", "num_processes 0"),
+        ("training: {learning_rate: 0.001}\nnum_examples: 0", "num_examples 0"),
+        ("training: {learning_rate: 0.001}\nnum_examples: [1, 2]", r"num_examples \[1, 2\]"),
+        ("training: {learning_rate: 0.001}\nnum_processes: 1.5", "num_processes 1.5"),
+        ("TrainingConfig(rank='four')", "rank 'four' is not a whole number"),
+        ("training: {ranks: 4}", "'ranks' is not a setting"),
+        ("python -m lora_kit.training --lr_warmup_step 3", "did you mean --lr_warmup_steps"),
+        ("python -m lora_kit.training --learning_rate nan", "nan"),
+        ("", "nothing to read"),
+    ],
+)
+def test_a_paste_that_can_not_be_read_changes_nothing(text, words):
+    pasted = state(num_examples=50, num_processes=3)
+    before = everything(pasted)
+    with pytest.raises((TypeError, ValueError), match=words):
+        pasted.take(text)
+    assert everything(pasted) == before
+    assert pasted.turn("rank", 8) and pasted.summary["commands"]["accelerate"].count("--rank 8") == 1
+
+
+def test_what_the_settings_started_from():
+    started = state()
+    assert started.take_preset(GUIDE)[-1].startswith("Source: https://github.com/huggingface/diffusers/")
+    assert (started.started, started.num_examples) == (GUIDE, 1221)
+    started.look(axis="images")
+    started.turn("rank", 4)  # which it is already
+    assert started.started == GUIDE
+    started.turn("rank", 8)
+    assert started.started is None
+    started.take_preset(PUZZLE)
+    started.mend()
+    assert started.started is None
+
+
+def test_mending():
+    warm = state(num_processes=4, lr_warmup_steps=500)  # 25 updates an epoch: 300
+    assert warm.summary["errors"] and warm.change == {"lr_warmup_steps": 30}
+    warm.mend()
+    assert warm.settings["lr_warmup_steps"] == 30 and warm.summary["errors"] == []
+    assert (warm.cursor, warm.change) == (150, {})
+    before = everything(warm)
+    warm.mend()
+    assert everything(warm) == before
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "num_processes", "settings"),
+    [
+        (4, 8, dict(train_batch_size=1)),
+        (1, 16, dict(train_batch_size=1, gradient_accumulation_steps=4)),
+        (3, 2, dict(train_batch_size=32, max_train_steps=1)),
+        (30, 4, dict(lr_warmup_steps=500, gradient_accumulation_steps=3, scale_lr=True, use_8bit_adam=True)),
+        (5, 5, dict(lr_scheduler="cosine_with_restarts", lr_num_cycles=50, lr_warmup_steps=11)),
+    ],
+)
+def test_each_cure_changes_something_and_none_is_offered_for_ever(num_examples, num_processes, settings):
+    mended, seen = state(num_examples, num_processes, **settings), []
+    while mended.change:
+        assert mended.settings not in seen
+        seen.append(mended.settings)
+        worst = next(finding for finding in mended.summary["findings"] if finding["change"] == mended.change)
+        mended.mend()
+        assert worst not in mended.summary["findings"]
+
+
+def test_pins():
+    pinned = state()
+    first = pinned.summary["curves"][0]
+    for scheduler in ("linear", "constant", "polynomial", "cosine"):
+        pinned.pin()
+        pinned.turn("lr_scheduler", scheduler)
+    assert [label for label, _ in pinned.pinned] == [
+        "pinned A: cosine, rate 0.001, rank 4", "pinned B: linear, rate 0.001, rank 4", "pinned C: constant, rate 0.001, rank 4",
+    ]  # fmt: skip
+    assert pinned.pinned[0][1] == first
+    wrong = state(target_modules=("to_qq",))
+    wrong.pin()  # nothing is drawn
+    assert wrong.pinned == []
+
+
+def test_the_defaults_of_diffusers_script_are_seen():
+    matched = State(dict(match_diffusers=True, lr_scheduler="linear"), 400)
+    assert (matched.values["learning_rate"], matched.values["lr_warmup_steps"]) == (1e-4, 500)
+    assert matched.summary["warmup"] == 500
+
+
+def test_a_line_that_tells_settings_apart():
+    assert describe(dict(learning_rate=1e-3)) == "constant, rate 0.001, rank 4"
+    told_apart = dict(learning_rate=2e-4, lr_scheduler="linear", lr_warmup_steps=7, rank=8)
+    assert describe(told_apart, 4) == "linear, rate 0.0002, warm-up 7, rank 8, 4 processes"
+    assert describe(dict(learning_rate=1e-3, lr_warmup_steps=7)) == "constant, rate 0.001, rank 4"  # which has none
+
+
+def test_a_number_that_nothing_can_count_with_changes_nothing():
+    turned = state()
+    before = everything(turned)
+    for name in ("num_processes", "gradient_accumulation_steps", "num_train_epochs"):
+        try:
+            turned.turn(name, 10**400)
+        except (ValueError, ArithmeticError):
+            assert everything(turned) == before
+        else:
+            turned.turn(name, 1)
+            assert turned.values[name] == 1
