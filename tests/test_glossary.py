@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_kit import TrainingConfig
+from lora_kit.command_line.flags import LAUNCH_FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "glossary.md").read_text()
@@ -21,7 +22,7 @@ ENTRIES = [found.groupdict() for found in ENTRY.finditer(TEXT)]
 TERMS = [entry["term"] for entry in ENTRIES]
 ANCHORS = [re.sub(r"[^\w -]", "", term.lower()).replace(" ", "-") for term in TERMS]  # GitHub's
 FLAGS = {field.name for field in dataclasses.fields(TrainingConfig)}
-FLAGS |= set(re.findall(r'add_argument\(\s*"--(\w+)"', (ROOT / "lora_kit" / "launch.py").read_text()))
+FLAGS |= {flag.removeprefix("--") for flag in LAUNCH_FLAGS}
 
 
 def shown(cell):

@@ -1,4 +1,4 @@
-"""Names of `lora_kit` in notebooks, pages, benchmarks and scripts: each leads to something that is there."""
+"""What notebooks, pages, benchmarks and scripts say of `lora_kit`: names lead to something that is there, commands can be read."""
 
 import json
 import re
@@ -6,6 +6,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from lora_kit.command_line.texts import read
+from lora_kit.config import quiet_config
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("scripts/*.ipynb")]
@@ -62,3 +65,17 @@ def test_how_names_are_read():
 @pytest.mark.parametrize("path", [*NOTEBOOKS, *PAGES, *PROGRAMS], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_name_leads_somewhere(path):
     assert sorted(name for name in names_in(text_of(path)) if not leads_somewhere(name)) == []
+
+
+def commands_in(text):
+    """The commands of a page's code blocks that start this package; a line that is indented continues the one before."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [command for block in blocks for command in re.split(r"\n(?! )", block.strip()) if "-m lora_kit." in command]
+
+
+def test_the_readme_s_commands_can_be_pasted():
+    """Into the explorer, which reads them as a shell would: nothing is left out or unknown, and the settings go together."""
+    readings = [read(command) for command in commands_in((ROOT / "README.md").read_text())]
+    for reading in readings:
+        quiet_config(reading.settings)
+    assert [reading.num_processes for reading in readings] == [1, 1, 4, 2, 8]
