@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from lora_kit.trainers.known import TRAINERS
 
 from lora_kit.command_line.texts import read
 from lora_kit.config import TrainingConfig
@@ -20,6 +19,7 @@ from lora_kit.explorer.knobs import GROUPS, TARGET_SETS
 from lora_kit.explorer.presets import PRESETS
 from lora_kit.explorer.state import RULES
 from lora_kit.lr_settings import LR_SCHEDULERS
+from lora_kit.trainers.known import TRAINERS
 
 ROOT = Path(__file__).resolve().parents[2]
 SD_1_5 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
