@@ -20,7 +20,7 @@ from test_training import config, digest, optimizer_state, records, trained_unet
 
 from lora_kit.command_line.flags import to_argv
 from lora_kit.command_line.texts import launch_lines
-from lora_kit.doctor.examine import examine, try_run
+from lora_kit.doctor import examine, try_run
 from lora_kit.models import load_models
 from lora_kit.optimizers import MIN_8BIT_ELEMENTS, expected_state_bytes, make_optimizer, state_bytes
 from lora_kit.output.checkpoints import checkpoints
