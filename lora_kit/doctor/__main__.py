@@ -11,10 +11,10 @@ from typing import Any
 
 from lora_kit.command_line.flags import build_parser, nearest_flags, read_settings
 from lora_kit.config import quiet_config
-from lora_kit.doctor.case import count
 from lora_kit.doctor.examine import SETTINGS, examine
 from lora_kit.doctor.findings import ERROR, Finding, Findings
 from lora_kit.doctor.watch import try_run
+from lora_kit.system.checks import whole_number
 
 
 def _number(text):
@@ -29,7 +29,7 @@ def _number(text):
 
 def _count(text):
     try:
-        return count("", _number(text))
+        return whole_number("", _number(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).strip()) from None
 

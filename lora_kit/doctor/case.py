@@ -7,9 +7,6 @@ from typing import Any
 from lora_kit.config import TrainingConfig
 from lora_kit.schedules import Schedule
 from lora_kit.steps import Steps
-from lora_kit.system.checks import is_whole, shown, whole_number
-
-LARGEST = 2**63 - 1  # what torch and NumPy can count to
 
 
 @dataclass(frozen=True)
@@ -52,23 +49,6 @@ def plan(settings: TrainingConfig | Mapping[str, Any], num_examples: int, num_pr
     >>> plan({"match_diffusers": True, "lr_scheduler": "cosine", "train_batch_size": 4}, num_examples=400).schedule.warmup_updates
     500.0
     """
-    config = draft(settings)
-    steps = Steps.of(config, count("num_examples", num_examples), count("num_processes", num_processes))
-    return Plan(config, steps, Schedule.of(config, steps))
-
-
-def draft(settings: TrainingConfig | Mapping[str, Any]) -> TrainingConfig:
-    """`TrainingConfig.draft`, whose whole numbers can be counted to. Raises TypeError and ValueError as `plan` does."""
     config = settings if isinstance(settings, TrainingConfig) else TrainingConfig.draft(**settings)
-    for name, value in vars(config).items():
-        if is_whole(value):
-            count(name, value, low=0)
-    return config
-
-
-def count(name: str, value: Any, low: int = 1) -> int:
-    """`value` as an int that torch and NumPy can count to. Raises ValueError."""
-    value = whole_number(name, value, low)
-    if value > LARGEST:
-        raise ValueError(f"{name} {shown(value)} is more than torch can count: at most {LARGEST}")
-    return value
+    steps = Steps.of(config, num_examples, num_processes)
+    return Plan(config, steps, Schedule.of(config, steps))

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lora_kit.config import FIELDS, TrainingConfig, check_setting
-from lora_kit.doctor.case import Case, count, draft, plan
+from lora_kit.doctor.case import Case, plan
 from lora_kit.doctor.findings import CHECKS, Check, Finding, Findings
 from lora_kit.doctor.machine import count_pictures
 from lora_kit.doctor.model import describe, trained_shapes
 from lora_kit.doctor.numbers import unusable_warm_up
 from lora_kit.lr_settings import LR_END, problem_of
 from lora_kit.schedules import Schedule
-from lora_kit.system.checks import is_number, is_whole, shown
+from lora_kit.system.checks import is_number, is_whole, shown, whole_number
 
 OF_NUMBERS = ("lora_kit.doctor.numbers",)  # modules of checks, in the order in which they are asked
 OF_EVERYTHING = ("lora_kit.doctor.model", *OF_NUMBERS, "lora_kit.doctor.machine")
@@ -44,8 +44,8 @@ def examine(
     >>> [(finding.check, finding.status) for finding in examine(settings, num_examples=400)][0]
     ('warm-up', 'error')
     """
-    num_processes = count("num_processes", num_processes)
-    num_examples = num_examples if num_examples is None else count("num_examples", num_examples)
+    num_processes = whole_number("num_processes", num_processes)
+    num_examples = num_examples if num_examples is None else whole_number("num_examples", num_examples)
     loop = _loop_numbers(num_training_steps=num_training_steps, num_warmup_steps=num_warmup_steps)
     config, unusable, findings = _read(settings)
     if config is None:
@@ -78,7 +78,10 @@ def examine_settings(
     >>> str(examine_settings({"style": "outlined", "learning_rate": 1.0}, num_examples=400)[0].change)
     "{'learning_rate': 0.0001, 'scale_lr': False}"
     """
-    num_examples, num_processes = count("num_examples", num_examples), count("num_processes", num_processes)
+    num_examples, num_processes = (
+        whole_number("num_examples", num_examples),
+        whole_number("num_processes", num_processes),
+    )
     config, unusable, findings = _read(settings)
     if config is None:
         return Findings(findings)
@@ -102,10 +105,10 @@ def _read(settings) -> tuple[TrainingConfig | None, list[Any], list[Finding]]:
     settings, unusable = dict(vars(settings) if isinstance(settings, TrainingConfig) else settings), []
     if "lr_warmup_steps" in settings:
         warmup = settings["lr_warmup_steps"]
-        if problem_of(lambda: count("lr_warmup_steps", check_setting("lr_warmup_steps", warmup), low=0)):
+        if problem_of(lambda: check_setting("lr_warmup_steps", warmup)):
             settings["lr_warmup_steps"], unusable = 0, [warmup]
     try:
-        config = draft(settings)
+        config = TrainingConfig.draft(**settings)
         for problem in _problems(config):
             raise ValueError(problem)
     except (TypeError, ValueError) as error:

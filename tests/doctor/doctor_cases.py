@@ -42,7 +42,7 @@ TRAPS = [  # settings, options, check, status, words of value, reason or cure
     (dict(ranks=4), {}, "settings", ERROR, "did you mean 'rank'?"),
     (dict(style="outline"), {}, "settings", ERROR, "did you mean 'outlined'?"),
     (dict(style=None), {}, "settings", ERROR, "no data: give one of"),
-    (dict(max_train_steps=10**400), {}, "settings", ERROR, "is more than torch can count"),
+    (dict(max_train_steps=10**400), {}, "settings", ERROR, "is more than can be counted"),
     (dict(learning_rate=10**400), {}, "settings", ERROR, "is not a finite number"),
     (dict(lr_scheduler="piecewise_constant", lr_step_rules="1-2"), {}, "settings", ERROR, "can't be read"),
     (dict(resume_from_checkpoint="latest"), {}, "output folder", WARNING, "holds no checkpoint"),

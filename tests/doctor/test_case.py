@@ -54,7 +54,7 @@ WRONG = [
     (dict(train_batch_size=10**400), {}, ValueError, "train_batch_size 1000"),
     (dict(lr_scheduler="piecewise_constant", lr_step_rules="x"), {}, ValueError, "lr_step_rules 'x' can't be read"),
     ({}, dict(num_examples=0), ValueError, "num_examples 0 is not a whole number of at least 1"),
-    ({}, dict(num_processes=10**30), ValueError, "num_processes 1000000000000000000000000000000 is more than torch"),
+    ({}, dict(num_processes=10**30), ValueError, "num_processes 1000000000000000000000000000000 is more than can"),
 ]
 
 
