@@ -1,6 +1,6 @@
 import pytest
 
-from lora_kit.lr_settings import READ_BY, WARM_UP, check_warmup, parse_step_rules, problem_of
+from lora_kit.lr_settings import LR_END, LR_SCHEDULERS, READ_BY, WARM_UP, check_warmup, parse_step_rules, problem_of
 
 EXAMPLE = 'for example "1:100,0.1:200,0.01": 1 x up to update 100, 0.1 x up to update 200, then 0.01 x'
 
@@ -61,7 +61,11 @@ def test_a_problem_in_words():
         problem_of(lambda: 1 / 0)
 
 
-def test_which_schedules_read_what():
+def test_which_schedules_there_are_and_what_they_read():
+    assert LR_SCHEDULERS == (
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant",
+    )  # fmt: skip
+    assert LR_END == 1e-7
     assert WARM_UP == ("constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
     assert READ_BY == {
         "lr_warmup_steps": WARM_UP, "lr_num_cycles": ("cosine_with_restarts",), "lr_power": ("polynomial",),

@@ -130,8 +130,10 @@ def test_bounds(bounds, right, wrong, words):
     with pytest.raises(ValueError) as caught:
         checked("name", wrong, int, **bounds)
     assert str(caught.value) == f"name {words}"
-    with pytest.raises(ValueError, match="must be at least 1e-06"):
+    with pytest.raises(ValueError, match="must be at least 1e-06$"):
         checked("name", 0.0, float, low=1e-6)
+    with pytest.raises(ValueError, match="must be at least 2$"):
+        checked("name", 0.0, float, low=2.0)
 
 
 def test_choices():
