@@ -4,11 +4,11 @@ import re
 
 import front_ends
 import pytest
-from lora_kit.trainers.known import TRAINERS
 from playwright.sync_api import expect
 
 from lora_kit.explorer.knobs import GROUPS, TARGET_SETS
 from lora_kit.explorer.presets import PRESETS
+from lora_kit.trainers.known import TRAINERS
 
 PUZZLE = next(name for name in PRESETS if name.startswith("puzzle"))
 

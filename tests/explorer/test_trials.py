@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_kit.output.lora_file import LORA
-from lora_kit.output.metrics import METRICS, read_metrics
 from PIL import Image
 from running import fingerprint
 from waiting import session, wait_until
@@ -22,6 +20,8 @@ from lora_kit.evaluation import fixed_inputs, fixed_loss
 from lora_kit.explorer.trial_process import target
 from lora_kit.explorer.trials import EVENTS, PROMPTS, Trials, _Trial, sweep, trial_settings
 from lora_kit.models import load_models
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS, read_metrics
 from lora_kit.schedules import rising_step_rules
 from lora_kit.training import train
 
