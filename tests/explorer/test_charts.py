@@ -119,6 +119,18 @@ def test_a_run_that_ends_within_an_epoch():
     assert attributes(svg_learning_rates(short, "images"), "path", "d")[0] == "M271.6 30V230M457.2 30V230"
 
 
+def test_an_epoch_whose_last_update_is_a_short_one():
+    # 10 batches by 4 micro-steps: 3 updates an epoch, the last of 2 micro-steps; the second epoch ends with its first update
+    chosen = dict(
+        style="outlined", learning_rate=1e-3, train_batch_size=1, gradient_accumulation_steps=4, max_train_steps=4
+    )
+    made = summarize(chosen, 10)
+    assert made["curves"][0]["ends"]["epochs"] == 1.4
+    made["curves"] = made["curves"][:1]
+    assert attributes(svg_learning_rates(made), "path", "d")[0] == "M434.0 30V230"  # after 3 of 4 updates
+    assert attributes(svg_learning_rates(made, "images"), "path", "d")[0] == "M417.4 30V230"  # after 10 of 14 images
+
+
 def test_curves_of_other_lengths_share_the_axis():
     expected = curve("one process", [1e-3] * 8, "expected", images=4)
     svg = svg_learning_rates(summary(expected, warmup=0))
@@ -292,7 +304,7 @@ def test_bars_of_a_known_model():
     assert texts(svg_memory(kept), "desc") == [
         "LoRA 12.8 MB, gradients 12.8 MB, Adam's state 25.5 MB in 32 bits and 6.48 MB in 8"
     ]
-    assert svg_memory(None) == ""
+    assert svg_memory(None) == "" and "▸ 32-bit Adam" in texts(svg_memory(kept))
 
 
 def test_every_element_of_lines():
