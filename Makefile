@@ -28,15 +28,17 @@ LAUNCHING := notebooks/04_steps.ipynb notebooks/07_multi_gpu.ipynb notebooks/08_
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 test: export HF_HUB_OFFLINE = 1
 test: export LORA_KIT_OUTPUT_DIR = $(CURDIR)/build/test-runs
+test: BEGUN := $(shell date +%s)
 test: $(READY) $(BROWSER) $(WIDGETS7)/ready $(SITE)/ready ## style, unit tests, every notebook
-	@echo "Checking style, then tests and notebooks; under 20 minutes in all."
-	@status=0; \
+	@status=0; ready=$$(date +%s); \
+	echo "Set up in $$((ready - $(BEGUN))) s. Checking style, then tests and notebooks; under 20 minutes in all."; \
 	$(BIN)/ruff check || status=1; \
 	$(BIN)/ruff format --check || status=1; \
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(NBVAL) \
 	$(filter-out $(LAUNCHING),$(wildcard notebooks/*.ipynb)) tests || status=1; \
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest $(NBVAL) $(LAUNCHING) || status=1; \
 	! command -v nvidia-smi >/dev/null || $(BIN)/python -m pytest tests/test_gpu.py || status=1; \
+	echo "Set-up took $$((ready - $(BEGUN))) s; style, tests and notebooks took $$(($$(date +%s) - ready)) s."; \
 	exit $$status
 
 # A kernel's messages go to the browser at once; a reader's own settings come before these.
