@@ -36,12 +36,12 @@ def settings(listing):
 
 def variables(listing):
     """The variables that tell uv what `pip config list` prints."""
-    told = {}
+    uv_variables = {}
     for name, value in settings(listing).items():
         if name in NAMES:
             variable, between = NAMES[name]
-            told[variable] = between.join(value.split()) if between else value
-    return ALWAYS | told
+            uv_variables[variable] = between.join(value.split()) if between else value
+    return ALWAYS | uv_variables
 
 
 def main():
