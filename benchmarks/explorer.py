@@ -28,7 +28,7 @@ REST = (
     50  # ms between a picture and the next key, in which the kernel comes to rest; 10 is like a slider that is dragged
 )
 
-EXPLORER = f"from lora_kit.explorer.page import explorer\n\nexplorer(max_train_steps={UPDATES})"
+EXPLORER = f"from lora_kit.explorer import explorer\n\nexplorer(max_train_steps={UPDATES})"
 FLOOR = f"""
 import ipywidgets
 knob, picture = ipywidgets.FloatLogSlider(value=1e-3, min=-6, description="{KNOB}"), ipywidgets.HTML()

@@ -27,9 +27,10 @@ class HeldOut:
         import torch
 
         from lora_kit.config import TrainingConfig
-        from lora_kit.data.images import CaptionedImages, TrainingPictures
-        from lora_kit.models import load_models
+        from lora_kit.data.batches import TrainingPictures
         from lora_kit.data.emoji import load_style
+        from lora_kit.data.images import CaptionedImages
+        from lora_kit.models import load_models
 
         config = TrainingConfig(style=STYLE, learning_rate=1e-3, resolution=SIDE)
         self.models = load_models(config)

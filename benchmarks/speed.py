@@ -198,7 +198,7 @@ def fingerprint(*files):
 
 def our_files():
     """The programs under measurement but for the reference: all rounds must run the same ones."""
-    return [*sorted((HERE.parent / "lora_kit").glob("*.py")), HERE / "run_one.py", HERE / "floor.py"]
+    return [*sorted((HERE.parent / "lora_kit").rglob("*.py")), HERE / "run_one.py", HERE / "floor.py"]
 
 
 def processor_seconds():

@@ -1,13 +1,14 @@
 """What a LoRA has learned: pictures beside the base's and the style's, and a loss that runs can be compared by."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lora_kit.config import quiet_config
+from lora_kit.config import TrainingConfig, quiet_config
 from lora_kit.data.emoji import count_style, load_style
 from lora_kit.data.encoding import encode
 from lora_kit.data.images import CaptionedImages
-from lora_kit.models import Models
+from lora_kit.models import Models, load_pipeline
 from lora_kit.system.checks import whole_number
 
 if TYPE_CHECKING:
@@ -91,8 +92,9 @@ def gap_closed(base: float, lora: float, target: float) -> float:
 def fixed_inputs(
     style: str, models: Models, pictures: int = 16, repeats: int = 2
 ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]":
-    """What `fixed_loss` measures on: noisy (N, 4, 16, 16), timesteps (N,), hidden (N, tokens, width), target (as noisy).
+    """What `fixed_loss` measures on: (noisy, timesteps, hidden, target).
 
+    noisy, target: (N, 4, 16, 16). timesteps: (N,). hidden: (N, tokens, width), the captions through the text encoder.
     style: whose held-out pictures are shown, at 64 pixels. models: `Models` with all but the UNet; the noise scheduler
     says what the target is, noise or velocity. pictures: how many, evenly spread over the emoji keyboard. repeats: at
     how many timesteps each is shown; N = pictures * repeats, and the N timesteps are evenly spread as well.
@@ -154,15 +156,15 @@ def show_rows(rows: "Mapping[str, Sequence[Picture]]", width: float = 9.0) -> "F
     return figure
 
 
-def draw_validation(config, accelerator, unet, dtype, seed, folder, name):
+def draw_validation(
+    config: TrainingConfig, accelerator: Any, unet: Any, dtype: "torch.dtype", seed: int, folder: Path, name: str
+) -> None:
     """Draw config.num_validation_images pictures for validation_prompt with the UNet as it is now, as `folder`/`name`-N.png.
 
     dtype: of VAE and text encoder. seed: of the noise, so that the pictures of all epochs start from the same. The UNet trains
     on afterwards. Call it on the main process.
     """
     import torch
-
-    from lora_kit.models import load_pipeline
 
     unet = accelerator.unwrap_model(unet)
     pipeline = load_pipeline(

@@ -5,7 +5,6 @@ the world is the one that was asked for, and shows the exception of the process 
 launchers.py; torch, distributed/launcher/api.py.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -19,12 +18,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lora_kit.command_line.flags import LAUNCH_FLAGS, parse_args
+from lora_kit.command_line.flags import parse_launch_args
 from lora_kit.command_line.texts import launch_lines
 from lora_kit.config import TrainingConfig
 from lora_kit.system.checks import whole_number
 from lora_kit.system.devices import available_devices
-from lora_kit.system.kernel import LaunchError, check_kernel, check_port, in_process_reason, renew_locks, set_aside
+from lora_kit.system.kernel import (
+    LaunchError,
+    PortTaken,
+    check_kernel,
+    check_port,
+    in_process_reason,
+    renew_locks,
+    set_aside,
+)
 from lora_kit.system.world import free_port, leave_process_group, prove_world
 from lora_kit.training import TrainingResult, train
 
@@ -80,7 +87,13 @@ def launch(
         check_port(port, num_machines, machine_rank)
     with tempfile.TemporaryDirectory(prefix="lora_kit-") as folder:
         arguments = (config, folder, expected, "ipykernel" not in sys.modules)
-        _start(arguments, num_processes, port or free_port(), num_machines, machine_rank, main_process_ip)
+        for tries_left in (2, 1, 0):
+            try:
+                _start(arguments, num_processes, port or free_port(), num_machines, machine_rank, main_process_ip)
+                break
+            except PortTaken:  # between the choice and the start
+                if port is not None or not tries_left:
+                    raise
         path = Path(folder, "result.json")
         if not path.exists():
             raise LaunchError("the launcher returned, but no process finished the training")
@@ -128,7 +141,8 @@ def _start(arguments, num_processes, port, num_machines, machine_rank, main_proc
                 raise KeyboardInterrupt("training was interrupted; its processes have ended") from None
             if expected == 1:
                 raise
-            raise LaunchError(_explain(error, folder, port)) from None
+            kind = PortTaken if "EADDRINUSE" in str(error) else LaunchError
+            raise kind(_explain(error, folder, port)) from None
 
 
 def _start_one(arguments, port, num_machines, machine_rank, main_process_ip):
@@ -200,26 +214,6 @@ def _explain(error, folder, port):
     first = reports[0]
     tail = "\n".join(first["trace"].strip().splitlines()[-7:])
     return f"process {first['rank']} failed first: {first['error']}\n{tail}"
-
-
-def parse_launch_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, TrainingConfig]:
-    """(the launch's own options, the configuration) of a command line; exits with 2 and the error in one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lora_kit.launch",
-        description="Train on several processes, of one machine or of several. All other flags are those of "
-        "python -m lora_kit.training.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--num_processes", type=int, help="Of this machine. Default: one for each GPU, or 2 without.")
-    parser.add_argument("--num_machines", type=int, default=1, help="Default: 1.")
-    parser.add_argument("--machine_rank", type=int, default=0, help="0 is the machine of --main_process_ip.")
-    parser.add_argument("--main_process_ip", default="127.0.0.1", help="Default: 127.0.0.1.")
-    parser.add_argument("--main_process_port", type=int, help="Default: a free one, on one machine.")
-    parser.add_argument(
-        "--print_only", action="store_true", help="Print the lines that do the same, and start nothing."
-    )
-    options, rest = parser.parse_known_args(argv)
-    return options, parse_args(rest, more=LAUNCH_FLAGS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

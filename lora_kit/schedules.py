@@ -41,6 +41,7 @@ class Schedule:
     @classmethod
     def of(cls, config: TrainingConfig, steps: Steps) -> "Schedule":
         """The schedule of a configuration on a run of these `Steps`: updates times num_processes."""
+        rules = config.lr_step_rules if config.lr_scheduler == "piecewise_constant" else None
         return cls(
             name=config.lr_scheduler,
             peak=config.peak_learning_rate(steps.num_processes),
@@ -49,7 +50,7 @@ class Schedule:
             num_processes=steps.num_processes,
             num_cycles=config.lr_num_cycles,
             power=config.lr_power,
-            step_rules=scheduler_step_rules(config.lr_step_rules, steps.num_processes),
+            step_rules=scheduler_step_rules(rules, steps.num_processes),
         )
 
     @property

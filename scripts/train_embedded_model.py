@@ -3,7 +3,7 @@
     python scripts/train_embedded_model.py
 
 One command, resumable: it keeps its state in --work_dir and goes on from there; a longer --unet_steps prolongs a
-finished run. Pictures come from the styles of `lora_kit.styles`; the VAE sees every style but never an emoji that is
+finished run. Pictures come from the styles of `lora_kit.data.emoji`; the VAE sees every style but never an emoji that is
 held out; UNet and text encoder see plain Twemoji only, which is what leaves something for a LoRA to learn.
 """
 

@@ -1,16 +1,21 @@
-import json
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lora_kit.evaluation import dark_pixel_share, draw, gap_closed, show_rows, through_vae
-from lora_kit.models import load_pipeline
+from lora_kit.config import TrainingConfig
+from lora_kit.data.emoji import load_style
+from lora_kit.evaluation import (
+    dark_pixel_share,
+    draw,
+    fixed_inputs,
+    fixed_loss,
+    gap_closed,
+    show_rows,
+    through_vae,
+)
+from lora_kit.models import load_models, load_pipeline
 from lora_kit.parameters import add_lora
-from lora_kit.plots import COLOURS, LINE_STYLES, plot_learning_rates, plot_run, read_metrics
-from lora_kit.steps import Steps
-from lora_kit.training import save_lora
 
 PROMPTS = ["cat face", "dog face", "red apple"]
 QUICK = {"num_inference_steps": 3}
@@ -46,15 +51,12 @@ def test_draw_starts_from_the_noise_that_is_promised(pipeline):
 
 
 @pytest.mark.slow
-def test_lora_scale(tmp_path):
+def test_lora_scale():
     pipeline = load_pipeline("embedded")
     base = draw(pipeline, PROMPTS[:1], **QUICK)
-    other = load_pipeline("embedded")
     torch.manual_seed(0)
-    for one in add_lora(other.unet):
-        torch.nn.init.normal_(one, std=0.3)
-    save_lora(other.unet, tmp_path)
-    pipeline.load_lora_weights(str(tmp_path))
+    for parameter in add_lora(pipeline.unet):
+        torch.nn.init.normal_(parameter, std=0.3)
     full, half, none = (draw(pipeline, PROMPTS[:1], lora_scale=scale, **QUICK) for scale in (1.0, 0.5, 0.0))
     assert distance(base, none) <= 1
     assert distance(full, draw(pipeline, PROMPTS[:1], **QUICK)) <= 1
@@ -63,8 +65,6 @@ def test_lora_scale(tmp_path):
 
 @pytest.mark.slow
 def test_through_vae_comes_close(pipeline):
-    from lora_kit.data.emoji import load_style
-
     images = [record["image"] for record in load_style("twemoji", "lora", size=64)[:4]]
     seen = through_vae(pipeline.vae, images)
     assert [image.size for image in seen] == [(64, 64)] * 4
@@ -74,6 +74,95 @@ def test_through_vae_comes_close(pipeline):
     ]
     assert 0 < min(errors) and max(errors) < 255**2 / 10**2  # 20 dB each
     assert distance(seen, through_vae(pipeline.vae, images)) == 0
+
+
+@pytest.fixture(scope="module")
+def models():
+    return load_models(TrainingConfig(style="outlined", learning_rate=1e-3))
+
+
+def parts(noisy, velocity, timesteps, scheduler):
+    """(latents, noise): noisy = a latents + b noise and velocity = a noise - b latents, where a² + b² = 1."""
+    share = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    a, b = share.sqrt(), (1 - share).sqrt()
+    return a * noisy - b * velocity, b * noisy + a * velocity
+
+
+def test_fixed_inputs_show_held_out_pictures_at_timesteps_that_are_spread(models):
+    noisy, timesteps, hidden, target = fixed_inputs("outlined", models, pictures=4, repeats=2)
+    assert noisy.shape == target.shape == (8, 4, 16, 16)
+    assert timesteps.tolist() == [62, 187, 312, 437, 562, 687, 812, 937]  # the middles of eighths of 1,000
+    latents, noise = parts(noisy, target, timesteps, models.noise_scheduler)  # the embedded model predicts the velocity
+    seeded = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(noise, seeded, rtol=0, atol=1e-4)
+
+    records = load_style("outlined", "held_out", size=64)[:106:35]  # 4 of 142
+    ids = models.tokenizer([record["text"] for record in records], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        texts = models.text_encoder(ids)[0]
+    torch.testing.assert_close(hidden, torch.cat([texts, texts]), rtol=0, atol=1e-5)
+
+    torch.testing.assert_close(latents[:4], latents[4:], rtol=0, atol=1e-4)
+    with torch.no_grad():
+        drawn = models.vae.decode(latents[:4] / models.vae.config.scaling_factor).sample
+    pixels = torch.from_numpy(np.stack([np.asarray(record["image"]) for record in records])).permute(0, 3, 1, 2) / 255
+    errors = (drawn / 2 + 0.5 - pixels).square().mean((1, 2, 3))
+    assert errors.max() < 1 / 10**2  # 20 dB each
+
+
+def test_fixed_inputs_of_a_model_that_predicts_noise(models):
+    noisy, timesteps, _, velocity = fixed_inputs("outlined", models, pictures=2, repeats=1)
+    scheduler = type(models.noise_scheduler).from_config(models.noise_scheduler.config, prediction_type="epsilon")
+    also_noisy, _, _, noise = fixed_inputs("outlined", models._replace(noise_scheduler=scheduler), 2, 1)
+    assert torch.equal(noisy, also_noisy)
+    assert torch.equal(noise, torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)))
+    assert (noise - velocity).abs().max() > 1
+    torch.testing.assert_close(parts(noisy, velocity, timesteps, scheduler)[1], noise, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pictures": 143}, "pictures 143 is more than the 142 that are held out"),
+        ({"pictures": 0}, "pictures 0 is not a whole number of at least 1"),
+        ({"repeats": 1.5}, "repeats 1.5 is not a whole number of at least 1"),
+        ({"style": "outline"}, "style 'outline' is unknown; did you mean 'outlined'?"),
+    ],
+)
+def test_fixed_inputs_that_can_not_be(options, message, models):
+    with pytest.raises(ValueError, match=message):
+        fixed_inputs(**{"style": "outlined", "models": models} | options)
+
+
+class Copies(torch.nn.Module):
+    """Predicts what it is shown; remembers how it was asked."""
+
+    device = torch.device("cpu")
+
+    def forward(self, noisy, timesteps, hidden, return_dict):
+        self.asked = (self.training, torch.is_grad_enabled(), timesteps, hidden)
+        return (noisy.to(torch.bfloat16),)
+
+
+def test_fixed_loss_by_hand():
+    noisy, target = torch.tensor([[1.0, 2.0], [0.0, 4.0]]), torch.tensor([[1.0, 4.0], [1.0, 1.0]])
+    unet, timesteps, hidden = Copies().train(), torch.tensor([7, 8]), torch.zeros(2, 3)
+    assert fixed_loss(unet, (noisy, timesteps, hidden, target)) == (0 + 4 + 1 + 9) / 4
+    assert unet.asked[:2] == (False, False) and unet.asked[2] is timesteps and unet.asked[3] is hidden
+    assert not unet.training
+
+
+def test_fixed_loss_of_the_embedded_model(models):
+    inputs = noisy, timesteps, hidden, target = fixed_inputs("outlined", models, pictures=2)
+    loss = fixed_loss(models.unet, inputs)
+    assert fixed_loss(models.unet, inputs) == loss
+    with torch.no_grad():
+        alone = [
+            (models.unet(noisy[k : k + 1], timesteps[k : k + 1], hidden[k : k + 1]).sample - target[k]).square().mean()
+            for k in range(4)
+        ]
+    assert loss == pytest.approx(sum(alone).item() / 4, rel=1e-4)
+    assert loss < 0.8 * target.square().mean().item()  # better than to predict nothing
 
 
 def test_dark_pixel_share_by_hand():
@@ -111,51 +200,3 @@ def test_show_rows():
     assert second.images[0].get_array().shape == (16, 32, 3)  # all at the largest size of the row
     assert first.get_xlim() == (0, 24) and second.get_xlim() == (0, 48)
     plt.close(figure)
-
-
-START = {"event": "start", "num_processes": 2, "device": "a CPU", "total_updates": 4, "first_update": 0}
-
-
-def metrics(path, count, tail=""):
-    lines = [START, *({"update": k, "loss": 1.0 - k / 10, "lr": k * 1e-4} for k in range(count))]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
-    return path
-
-
-def test_read_metrics(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert read_metrics(path) == (None, [])
-    start, updates = read_metrics(metrics(path, 3, tail='{"update": 3, "lo'))
-    assert start == START
-    assert [one["update"] for one in updates] == [0, 1, 2]
-    _, updates = read_metrics(metrics(path, 1, tail='{"event": "end", "updates": 1}\n'))
-    assert len(updates) == 1
-
-
-def test_plot_run(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert plot_run(path).get_suptitle() == "starting ..."
-    figure = plot_run(metrics(path, 3))
-    assert figure.get_suptitle() == "3 of 4 updates, 2 process(es), a CPU"
-    left, right = figure.axes
-    assert left.lines[0].get_ydata().tolist() == pytest.approx([1.0, 0.9, 0.8])
-    assert right.lines[0].get_ydata().tolist() == pytest.approx([0, 1e-4, 2e-4])
-    assert (left.get_xlabel(), right.get_ylabel()) == ("optimizer update", "learning rate as applied")
-    assert plot_run(metrics(path, 0)).get_suptitle().startswith("0 of 4")
-
-
-def test_plot_learning_rates():
-    from matplotlib import pyplot as plt
-
-    steps = Steps(num_examples=8, train_batch_size=2, num_train_epochs=3, lr_warmup_steps=2)
-    axes = plot_learning_rates({"a": [0, 1, 2], "b": [2, 1, 0]}, steps=steps)
-    curves = [line for line in axes.lines if len(line.get_xdata()) == 3]
-    assert [line.get_color() for line in curves] == list(COLOURS[:2])
-    assert [line.get_linestyle() for line in curves] == list(LINE_STYLES[:2])
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "warm-up"]
-    assert [line.get_xdata()[0] for line in axes.lines if line not in curves] == [4, 8]  # where epochs 1 and 2 begin
-    plt.close(axes.figure)
-
-
-def test_colours_and_lines_tell_seven_curves_apart():
-    assert len(set(COLOURS)) == len(set(LINE_STYLES)) == 7

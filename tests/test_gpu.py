@@ -19,8 +19,8 @@ from test_optimizers import tensors
 from test_training import config, digest, optimizer_state, records, trained_unet, updates, without_time
 
 from lora_kit.command_line.flags import to_argv
-from lora_kit.doctor.examine import examine, try_run
-from lora_kit.launch import command_lines, free_port
+from lora_kit.command_line.texts import launch_lines
+from lora_kit.doctor import examine, try_run
 from lora_kit.models import load_models
 from lora_kit.optimizers import MIN_8BIT_ELEMENTS, expected_state_bytes, make_optimizer, state_bytes
 from lora_kit.output.checkpoints import checkpoints
@@ -29,6 +29,7 @@ from lora_kit.output.metrics import METRICS
 from lora_kit.parameters import add_lora
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
+from lora_kit.system.world import free_port
 from lora_kit.training import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
@@ -323,7 +324,9 @@ FORK = """
 import sys
 from accelerate import notebook_launcher
 from lora_kit.command_line.flags import parse_args, to_argv
-from lora_kit.launch import _start_one, available_devices, free_port
+from lora_kit.launch import _start_one
+from lora_kit.system.devices import available_devices
+from lora_kit.system.world import free_port
 assert available_devices()[1] == "cuda"
 _start_one((parse_args(sys.argv[2:]), sys.argv[1], 1, False), free_port(), 1, 0, "127.0.0.1")
 """
@@ -368,7 +371,10 @@ def test_a_kernel_that_only_asked_for_a_gpu_is_told():
     """torch.cuda.is_available() leaves is_initialized() False, and yet no forked process can use CUDA after it."""
     kernel = Kernel()
     try:
-        check = "from lora_kit.launch import _check_kernel, available_devices\n_check_kernel(available_devices()[1])"
+        check = (
+            "from lora_kit.system.devices import available_devices\nfrom lora_kit.system.kernel import check_kernel\n"
+            "check_kernel(available_devices()[1])"
+        )
         assert errors(kernel.run(check)) == []
         (error,) = errors(kernel.run(f"import torch\ntorch.cuda.is_available()\n{check}"))
         assert error.startswith("LaunchError: CUDA is already in use in this kernel") and "is_available()" in error
@@ -387,7 +393,7 @@ def test_every_launcher_trains_in_fp16(launcher, whole, tmp_path):
     ours = [sys.executable, "-m", "lora_kit.launch", "--num_processes", "1", *to_argv(made)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        command_lines(made, 1).get(launcher, ours), shell=launcher != "lora_kit.launch", capture_output=True, text=True,
+        launch_lines(made, 1).get(launcher, ours), shell=launcher != "lora_kit.launch", capture_output=True, text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "PATH": path}, cwd=Path(__file__).parents[1], timeout=180,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

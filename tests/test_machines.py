@@ -12,9 +12,9 @@ import pytest
 from running import CPU_ONLY, PATIENCE, alive, children, fingerprint, run_command, updates, wait_for
 from test_launch import config
 
-from lora_kit.command_line.flags import to_argv
+from lora_kit.command_line.flags import parse_launch_args, to_argv
 from lora_kit.command_line.texts import launch_lines
-from lora_kit.launch import LaunchError, launch, parse_launch_args
+from lora_kit.launch import LaunchError, launch
 from lora_kit.output.lora_file import LORA
 from lora_kit.output.metrics import METRICS
 from lora_kit.system.world import free_port

@@ -1,4 +1,3 @@
-import logging
 import subprocess
 import sys
 
@@ -6,7 +5,7 @@ import pytest
 import torch
 
 from lora_kit.config import TrainingConfig
-from lora_kit.models import EMBEDDED_MODEL, load_models, load_pipeline, model_path, quiet_imports
+from lora_kit.models import EMBEDDED_MODEL, load_models, load_pipeline, model_path
 
 
 def config(**settings):
@@ -25,7 +24,7 @@ def test_model_path(tmp_path):
         ("models/sd/1.5", "does not exist"),
         (str(tmp_path / "file"), "is a file"),
         (str(tmp_path), "has no model_index.json"),
-        ("Embeded", 'did you mean "embedded"'),
+        ("Embeded", "is no model; did you mean 'embedded'?"),
     ):
         with pytest.raises(ValueError) as caught:
             model_path(name)
@@ -45,8 +44,8 @@ def test_load_models_are_frozen_and_float32():
     for model in (models.text_encoder, models.vae, models.unet):
         parameters = list(model.parameters())
         assert len(parameters) > 30 and not model.training
-        assert not any(one.requires_grad for one in parameters)
-        assert {one.dtype for one in parameters} == {torch.float32}
+        assert not any(parameter.requires_grad for parameter in parameters)
+        assert {parameter.dtype for parameter in parameters} == {torch.float32}
     assert type(models.noise_scheduler).__name__ == "DDPMScheduler"
     assert models.noise_scheduler.config.num_train_timesteps == 1000
     assert models.unet.config.cross_attention_dim == models.text_encoder.config.hidden_size
@@ -78,21 +77,14 @@ def test_pipeline_draws_and_prints_nothing():
     assert done.stderr == ""
 
 
-def test_quiet_imports_silences_two_sentences_only():
-    for name, words in (
-        ("transformers.utils.import_utils", "`X` requires torchvision (not installed); falling back"),
-        ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward from %s"),
-    ):
-        quiet_imports()
-        quiet_imports()
-        logger, seen = logging.getLogger(name), []
-        handler = logging.Handler()
-        handler.emit = lambda record, seen=seen: seen.append(record.getMessage())
-        logger.addHandler(handler)
-        try:
-            logger.warning(words.replace("%s", "there"))
-            logger.warning("something else")
-        finally:
-            logger.removeHandler(handler)
-        assert seen == ["something else"]
-        assert len(logger.filters) == 1
+def test_only_the_parts_that_are_named_are_loaded(tmp_path):
+    models = load_models(config(), parts=("unet", "noise_scheduler"))
+    assert [name for name, part in models._asdict().items() if part is not None] == ["unet", "noise_scheduler"]
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="its vae can't be loaded: the folder has none"):
+        load_models(config(pretrained_model_name_or_path=str(tmp_path)), parts=("vae",))
+
+
+def test_a_part_is_loaded_in_the_dtype_that_is_asked_for():
+    models = load_models(config(), torch.bfloat16, ("text_encoder", "vae"))
+    assert (models.text_encoder.dtype, models.vae.dtype) == (torch.bfloat16, torch.bfloat16)

@@ -1,4 +1,5 @@
-import builtins
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ def config(**settings):
 def tensors(shapes=SHAPES, seed=0):
     generator = torch.Generator().manual_seed(seed)
     parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-    for one in parameters:
-        one.grad = torch.randn(one.shape, generator=generator)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
     return parameters
 
 
@@ -33,7 +34,7 @@ def test_arguments_reach_the_optimizer(use_8bit_adam):
     optimizer = make_optimizer(parameters, settings)
     (group,) = optimizer.param_groups
     assert (group["lr"], *group["betas"], group["weight_decay"], group["eps"]) == (3e-4, 0.8, 0.95, 0.3, 1e-6)
-    assert [id(one) for one in group["params"]] == [id(one) for one in parameters]
+    assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in parameters]
     expected = "bitsandbytes.optim.adamw.AdamW8bit" if use_8bit_adam else "torch.optim.adamw.AdamW"
     assert f"{type(optimizer).__module__}.{type(optimizer).__name__}" == expected
     if not use_8bit_adam:
@@ -52,17 +53,17 @@ def test_fused_equals_the_loop_and_the_formula():
     settings = config(adam_weight_decay=0.1)
     fused, loop = tensors(), tensors()
     value, gradient = loop[2].detach().clone(), loop[2].grad.clone()
-    one = make_optimizer(fused, settings)
-    other = torch.optim.AdamW(loop, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, foreach=False)
-    one.step()
-    other.step()
+    optimizer = make_optimizer(fused, settings)
+    loops = torch.optim.AdamW(loop, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, foreach=False)
+    optimizer.step()
+    loops.step()
     # the first update: both bias corrections make it lr x gradient / |gradient|, after the decay
     torch.testing.assert_close(fused[2].detach(), value * (1 - 1e-3 * 0.1) - 1e-3 * gradient.sign(), atol=1e-6, rtol=0)
     for _ in range(20):
         for a, b in zip(fused, loop, strict=True):
             b.grad = a.grad = a.detach().sin()
-        one.step()
-        other.step()
+        optimizer.step()
+        loops.step()
     for start, a, b in zip(tensors(), fused, loop, strict=True):
         assert (start - a).abs().max() > 1e-2
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
@@ -70,12 +71,12 @@ def test_fused_equals_the_loop_and_the_formula():
 
 def test_8_bit_update_is_near_the_32_bit_one():
     large, small = tensors(), tensors()
-    one, other = make_optimizer(large, config()), make_optimizer(small, config(use_8bit_adam=True))
+    optimizers = make_optimizer(large, config()), make_optimizer(small, config(use_8bit_adam=True))
     for _ in range(5):
         for a, b in zip(large, small, strict=True):
             a.grad = b.grad = a.detach().sin()
-        one.step()
-        other.step()
+        for optimizer in optimizers:
+            optimizer.step()
     for start, a, b in zip(tensors(), large, small, strict=True):
         moved = (a - start).norm()
         assert moved > 0 and (a - b).norm() / moved < 0.1
@@ -84,8 +85,8 @@ def test_8_bit_update_is_near_the_32_bit_one():
 def test_iterators_empty_lists_and_frozen_parameters():
     parameters = tensors()
     for wrong, kind in (
-        (filter(lambda one: one.requires_grad, parameters), "filter"),
-        ((one for one in parameters), "generator"),
+        (filter(lambda parameter: parameter.requires_grad, parameters), "filter"),
+        ((parameter for parameter in parameters), "generator"),
         (iter(parameters), "list_iterator"),
         (torch.nn.Linear(2, 2), "Linear"),
     ):
@@ -111,17 +112,21 @@ def test_small_updates_vanish_in_bfloat16_and_that_is_warned_of():
     assert (wide < 0.25).all()
 
 
-def test_missing_bitsandbytes(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name.startswith("bitsandbytes"):
-            raise ModuleNotFoundError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match="use_8bit_adam needs bitsandbytes: `pip install bitsandbytes`"):
-        make_optimizer(tensors(), config(use_8bit_adam=True))
+def test_missing_bitsandbytes():
+    """In a process of its own in which bitsandbytes can't be found, and 8 bits aren't needed to train without it."""
+    code = (
+        "import torch; from lora_kit.config import TrainingConfig; from lora_kit.optimizers import make_optimizer\n"
+        "from lora_kit.system.imports import without_bitsandbytes\n"
+        "parameters = [torch.nn.Parameter(torch.zeros(2))]\n"
+        "with without_bitsandbytes():\n"
+        "    for eight in (False, True):\n"
+        "        config = TrainingConfig(style='outlined', learning_rate=1e-3, use_8bit_adam=eight)\n"
+        "        try: print(type(make_optimizer(parameters, config)).__name__)\n"
+        "        except ImportError as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    cure = "use_8bit_adam needs bitsandbytes: `pip install bitsandbytes`, or leave it out"
+    assert run.stdout.splitlines() == ["AdamW", cure]
 
 
 def test_state_before_the_first_step():
@@ -162,7 +167,7 @@ def test_state_of_a_real_lora(use_8bit_adam):
     optimizer = make_optimizer(trainable_parameters(unet), settings)
     unet(torch.randn(1, 4, 16, 16), 5, torch.randn(1, 24, 128)).sample.square().mean().backward()
     optimizer.step()
-    shapes = [tuple(one.shape) for one in lora]
+    shapes = [tuple(parameter.shape) for parameter in lora]
     assert sum(row["bytes"] for row in state_bytes(optimizer)) == expected_state_bytes(shapes, use_8bit_adam)
     assert expected_state_bytes(shapes, True) < 0.3 * expected_state_bytes(shapes)
 

@@ -286,3 +286,10 @@ def test_a_warmup_must_leave_an_update():
         check_warmup(10, 10)
     with pytest.raises(ValueError, match=r"lr_warmup_steps 1 .* about 0 \(a tenth\)"):
         check_warmup(1, 1)
+
+
+def test_rules_that_no_schedule_reads_are_not_read():
+    """A setting that is ignored, and said to be, can't end a run."""
+    with pytest.warns(match="ignores lr_step_rules 'x'"):
+        made = config("linear", lr_step_rules="x", max_train_steps=4)
+    assert applied_learning_rates(made, Steps.of(made, 20)).tolist() == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])

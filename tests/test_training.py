@@ -487,7 +487,7 @@ def test_seeds(tmp_path):
 
 @pytest.mark.slow
 def test_each_epoch_crops_and_flips_anew(tmp_path, monkeypatch):
-    from lora_kit.data.images import TrainingPictures
+    from lora_kit.data.batches import TrainingPictures
 
     told, set_epoch = [], TrainingPictures.set_epoch
     monkeypatch.setattr(TrainingPictures, "set_epoch", lambda self, epoch: told.append(epoch) or set_epoch(self, epoch))

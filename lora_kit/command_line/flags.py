@@ -1,22 +1,33 @@
-"""The command line of a run: one flag a setting, under the names of diffusers' script."""
+"""The command line of a run: one flag a setting, under the names of diffusers' script; and the flags of a launch."""
 
 import argparse
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from lora_kit.config import FIELDS, TrainingConfig, kind_of
 from lora_kit.script import DEFECTS, SCRIPT
-from lora_kit.system.checks import nearest
+from lora_kit.system.checks import nearest, shown, whole_number
 
-LAUNCH_FLAGS = (  # of `python -m lora_kit.launch`, besides those of the settings
+LAUNCH_FLAGS = (
     "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--print_only",
 )  # fmt: skip
+SHOWN_UNKNOWN = 5  # of a long list of unknown words
 
 
-def build_parser(number: Callable[[str], Any] | None = None) -> argparse.ArgumentParser:
-    """The parser, whose result holds only what was given. `number` reads numbers instead of int and float."""
-    parser = argparse.ArgumentParser(
+class _QuotingParser(argparse.ArgumentParser):
+    """argparse, whose errors quote no more of a value than can be read."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(message if len(message) <= 400 else f"{message[:400]}...")
+
+
+def build_parser(number: Callable[[str], Any] | None = None, add_help: bool = True) -> argparse.ArgumentParser:
+    """The parser of a run's flags, whose result holds only what was given.
+
+    number: reads numbers instead of int and float. add_help: whether --help is one of the flags.
+    """
+    parser = _QuotingParser(
         prog="python -m lora_kit.training",
         description="Train a LoRA of a text-to-image diffusion model.",
         epilog="\n".join(
@@ -29,6 +40,7 @@ def build_parser(number: Callable[[str], Any] | None = None) -> argparse.Argumen
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=add_help,
     )
     for name, field in FIELDS.items():
         kind, optional = kind_of(name)
@@ -39,13 +51,14 @@ def build_parser(number: Callable[[str], Any] | None = None) -> argparse.Argumen
             parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
             continue
         if field.default is dataclasses.MISSING:
-            text += " Required, but with match_diffusers."
+            text += " Required, except with match_diffusers."
         elif field.default is not None:
             text += f" Default: {' '.join(field.default) if kind is tuple else field.default}."
-        none_by_name = optional and field.default is not None  # --image_column= is None
+        empty_is_none = optional and field.default is not None
+        text += f" --{name}= is none." if empty_is_none else ""
         parser.add_argument(
             f"--{name}",
-            type=_or_none if none_by_name else str if kind in (str, tuple) else number or kind,
+            type=_text_or_none if empty_is_none else str if kind in (str, tuple) else number or kind,
             nargs="+" if kind is tuple else None,
             default=argparse.SUPPRESS,
             metavar="NAME" if kind is tuple else kind.__name__.upper(),
@@ -55,14 +68,46 @@ def build_parser(number: Callable[[str], Any] | None = None) -> argparse.Argumen
     return parser
 
 
-def _or_none(text):
+def _text_or_none(text):
     return text or None
 
 
+def add_launch_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the flags of `python -m lora_kit.launch`, which are `LAUNCH_FLAGS`."""
+    parser.add_argument(
+        "--num_processes", type=count_flag(1), help="Of this machine. Default: one for each GPU, or 2 without."
+    )
+    parser.add_argument("--num_machines", type=count_flag(1), default=1, help="Default: 1.")
+    parser.add_argument(
+        "--machine_rank", type=count_flag(0), default=0, help="0 is the machine of --main_process_ip. Default: 0."
+    )
+    parser.add_argument("--main_process_ip", default="127.0.0.1", help="Default: 127.0.0.1.")
+    parser.add_argument("--main_process_port", type=int, help="Default: a free one, on one machine.")
+    parser.add_argument(
+        "--print_only", action="store_true", help="Print the lines that do the same, and start nothing."
+    )
+
+
+def count_flag(low: int) -> Callable[[str], int]:
+    """The `type` of a flag that takes a whole number of at least `low`; argparse names the flag in the error."""
+
+    def count(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = text
+        try:
+            return whole_number("the value", value, low)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return count
+
+
 def read_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
-    """(what the words of a command line ask for as settings, the words that are no flags of the parser)."""
-    given, unknown = parser.parse_known_args(argv)
-    settings = vars(given)
+    """(the settings that a command line asks for, the words that are no flags of the parser)."""
+    namespace, unknown = parser.parse_known_args(argv)
+    settings = vars(namespace)
     settings.pop("local_rank", None)
     return settings, unknown
 
@@ -73,24 +118,47 @@ def nearest_flags(words: Iterable[str], more: Iterable[str] = ()) -> list[tuple[
     more: flags besides those of the settings, such as a launcher's.
     """
     words, known = list(words), [*(f"--{name}" for name in FIELDS), *more]
-    hints = []
-    for word in [word for word in words if word.startswith("-")] or words[:1]:
-        close = nearest(word.split("=")[0], known)
-        hints.append((word, f", did you mean {close}?" if close else ""))
-    return hints
+    flags = [word for word in words if word.startswith("-")] or words[:1]
+    near = {word: nearest(word.split("=")[0], known) for word in dict.fromkeys(flags)}
+    return [(word, f", did you mean {near[word]}?" if near[word] else "") for word in flags]
 
 
 def unknown_words(words: Iterable[str], more: Iterable[str] = ()) -> str:
-    """One sentence about words that are no flags."""
-    return "; ".join(f"unknown {word!r}{hint}" for word, hint in nearest_flags(words, more))
+    """One sentence about words that are no flags, of which it names the first few.
 
+    more: as of `nearest_flags`.
 
-def parse_args(argv: Sequence[str] | None = None, more: Iterable[str] = ()) -> TrainingConfig:
-    """A `TrainingConfig` from a command line (sys.argv where `argv` is None); exits with 2 and the error in one line.
-
-    more: flags of the program besides those of the settings, which an unknown word may have been meant for.
+    >>> unknown_words(["--num_procesess", "2"], more=["--num_processes"])
+    "unknown '--num_procesess', did you mean --num_processes?"
     """
+    words = list(words)
+    flags = [word for word in words if word.startswith("-")] or words[:1]
+    sentences = [f"unknown {shown(word)}{hint}" for word, hint in nearest_flags(flags[:SHOWN_UNKNOWN], more)]
+    left_out = len(flags) - len(sentences)
+    return "; ".join([*sentences, *([f"and {left_out:,} more"] if left_out else [])])
+
+
+def parse_args(argv: Sequence[str] | None = None) -> TrainingConfig:
+    """A `TrainingConfig` from a command line (sys.argv where `argv` is None); exits with 2 and the error in one line."""
+    return _parse(build_parser(), argv)
+
+
+def parse_launch_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, TrainingConfig]:
+    """(the launch's own options, a `TrainingConfig`) from a command line; exits as `parse_args` does."""
+    own = _QuotingParser(
+        prog="python -m lora_kit.launch",
+        description="Train on several processes, of one machine or of several. All other flags are those of "
+        "python -m lora_kit.training.",
+        allow_abbrev=False,
+    )
+    add_launch_flags(own)
+    options, rest = own.parse_known_args(argv)
     parser = build_parser()
+    parser.prog = own.prog
+    return options, _parse(parser, rest, LAUNCH_FLAGS)
+
+
+def _parse(parser, argv, more=()):
     settings, unknown = read_settings(parser, argv)
     if unknown:
         parser.error(unknown_words(unknown, more))
@@ -112,7 +180,11 @@ def to_argv(config: TrainingConfig) -> list[str]:
 
 
 def flag_words(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as the words of a command line; what is None by default and False is left out."""
+    """Settings as the words of a command line; what is None by default and False is left out.
+
+    >>> flag_words({"image_column": None, "seed": 3, "center_crop": True, "output_dir": "-out"})
+    ['--image_column=', '--seed', '3', '--center_crop', '--output_dir=-out']
+    """
     words = []
     for name, value in settings.items():
         if value is None and FIELDS[name].default is not None:

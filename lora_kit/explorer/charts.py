@@ -54,7 +54,7 @@ def svg_learning_rates(
             (f"ended: {label}" if rate is None else f"{rate:.4g}: {label}", look)
             for rate, (label, look) in zip(rates, labels, strict=True)
         ]
-    parts += frame.axes(AXES[axis], "learning rate", whole=axis != "epochs")
+    parts += frame.axes(AXES[axis], "learning rate")
     names, height = legend(labels, 302)
     return svg("Learning rate as applied", _rates_in_words(summary, shown), [*parts, *names], height)
 

@@ -111,7 +111,7 @@ def command_html(summary: Mapping[str, Any], kind: str) -> str:
         return page("No command while there is an error: it would stop with it.")
     text = html.escape(summary["commands"][kind])
     if kind in ("accelerate", "diffusers"):
-        flag = r"(?<!\S)--\w+(?: (?!--)\S{1,30}(?!\S))?"
+        flag = r"(?<!\S)--\w+(?: (?!-)\S{1,30}(?!\S))?"
         text = re.sub(flag, r'<span style="white-space: nowrap">\g<0></span>', text)
     return page(f'<pre style="{COMMAND}">{text}</pre>')
 

@@ -9,7 +9,7 @@ from lora_kit import memory
 from lora_kit.command_line.texts import write
 from lora_kit.config import TrainingConfig, check_setting, quiet_config
 from lora_kit.doctor import ERROR, examine_settings
-from lora_kit.doctor.case import count, plan
+from lora_kit.doctor.case import plan
 from lora_kit.explorer.curves import run_curve, trainer_curve
 from lora_kit.lr_settings import LR_SCHEDULERS, READ_BY, problem_of
 from lora_kit.steps import Steps
@@ -100,8 +100,6 @@ def _memory(settings):
     """(what `lora_kit.memory` says, the LoRA's shapes); (None, None) for a model that is not known there."""
     names = ("pretrained_model_name_or_path", "rank", "target_modules", "mixed_precision")
     chosen = {name: check_setting(name, settings[name]) for name in names if name in settings}
-    if "rank" in chosen:
-        count("rank", chosen["rank"])
     model, precision = chosen.pop("pretrained_model_name_or_path", "embedded"), chosen.pop("mixed_precision", None)
     if model not in memory.MODELS:
         return None, None

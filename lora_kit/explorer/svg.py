@@ -109,10 +109,9 @@ class Frame:
                 f'<text x="{LEFT - 8}" y="{self.y(value) + 4}" text-anchor="end">{value:.3g}</text>'
             )
 
-    def axes(self, x_label: str, y_label: str, whole: bool = True) -> Iterator[str]:
-        """Both axes with their names, and marks along the lower one; `whole`: at whole numbers, where they are 5 or more."""
-        places = ticks(self.end)
-        for place in sorted({round(place) for place in places} if whole and self.end >= 5 else set(places)):
+    def axes(self, x_label: str, y_label: str) -> Iterator[str]:
+        """Both axes with their names, and marks along the lower one."""
+        for place in ticks(self.end):
             yield (
                 f'<path d="M{self.x(place)} {self.bottom}v5" stroke="currentColor"/>'
                 f'<text x="{self.x(place)}" y="{self.bottom + 19}" text-anchor="middle">{short(place)}</text>'

@@ -20,6 +20,9 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
     return f"did you mean {close!r}?" if close else otherwise
 
 
+LARGEST = 2**63 - 1  # what torch and NumPy can count to
+
+
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number: an int, or NumPy's; a bool is none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -36,9 +39,11 @@ def is_number(value: Any) -> bool:
 
 
 def whole_number(name: str, value: Any, low: int = 1, error: type[Exception] = ValueError) -> int:
-    """`value` as an int of at least `low`; raises `error` (ValueError) for anything else."""
+    """`value` as an int of at least `low` that can be counted to; raises `error` (ValueError) for anything else."""
     if not is_whole(value) or value < low:
         raise error(f"{name} {shown(value)} is not a whole number of at least {low}")
+    if value > LARGEST:
+        raise error(f"{name} {shown(value)} is more than can be counted: at most {LARGEST}")
     return int(value)
 
 
@@ -91,4 +96,6 @@ def checked(
     ):
         if bound is not None and broken():
             raise ValueError(f"{name} {shown(value)} must be {words} {bound:g}")
+    if kind is int and value > LARGEST:
+        raise ValueError(f"{name} {shown(value)} is more than can be counted: at most {LARGEST}")
     return kind(value)

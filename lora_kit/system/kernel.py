@@ -16,6 +16,10 @@ class LaunchError(RuntimeError):
     """A launch that could not start, or a process that failed; the message says which, why and what to do."""
 
 
+class PortTaken(LaunchError):
+    """The processes could not meet at their port."""
+
+
 def in_process_reason(num_processes: int) -> str | None:
     """Why the launcher will run in this kernel, in one process, whatever was asked for; None where it will not."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -40,7 +44,7 @@ def check_port(port: int | None, num_machines: int, machine_rank: int) -> None:
             try:
                 probe.bind(("", port))
             except OSError as error:
-                raise LaunchError(
+                raise PortTaken(
                     f"port {port} is in use ({error.strerror}): choose another, or leave port out"
                 ) from None
 

@@ -30,7 +30,8 @@ def nearest_kind(target: str, names: Iterable[str], usual: Sequence[str]) -> str
     """
     kinds = [module_kind(name).split(".") for name in names]
     ends = {".".join(parts[start:]) for parts in kinds for start in range(len(parts)) if not parts[start].isdigit()}
-    return did_you_mean(target, sorted(ends), f"the usual ones are {tuple(usual)}")
+    last = did_you_mean(target.rpartition(".")[2], sorted(ends), f"the usual ones are {tuple(usual)}")
+    return did_you_mean(target, sorted(ends), last)
 
 
 def check_targets(model: "nn.Module", targets: Sequence[str], usual: Sequence[str]) -> None:

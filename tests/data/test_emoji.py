@@ -3,8 +3,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from lora_kit import config, styles
-from lora_kit.data.emoji import STYLES, emoji_captions, held_out, load_style
+from lora_kit import config
+from lora_kit.data import emoji
+from lora_kit.data.emoji import SPLITS, STYLES, count_style, emoji_captions, held_out, load_style, render, svg_path
 
 
 @cache
@@ -56,7 +57,23 @@ def test_split_is_disjoint_complete_and_stable():
     assert sorted(lora + unseen) == sorted(everything)
     assert (len(lora), len(unseen)) == (399, 142)
     assert lora == [record["emoji"] for record in load_style("blueprint", "lora")]
-    assert [emoji for emoji in "😀🐶🍕🎃🐱🍎⚽😍" if held_out(emoji)] == ["🍕", "🍎"]
+    assert [char for char in "😀🐶🍕🎃🐱🍎⚽😍" if held_out(char)] == ["🍕", "🍎"]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("style", STYLES)
+def test_what_is_counted_is_what_is_loaded(style, split):
+    assert (
+        count_style(style, split) == len(load_style(style, split)) == {"lora": 399, "held_out": 142, "all": 541}[split]
+    )
+
+
+def test_an_emoji_that_an_artist_did_not_draw_is_not_counted(monkeypatch):
+    drawn_by_one = [char for char in emoji_captions(None) if svg_path(char, "openmoji") is None]
+    assert len(drawn_by_one) == 14 and all(svg_path(char) for char in drawn_by_one)
+    assert render(drawn_by_one[0], "openmoji") is None
+    monkeypatch.setattr(emoji, "emoji_captions", lambda: dict.fromkeys([*drawn_by_one, "🍕", "🐶"], ""))
+    assert count_style("twemoji") == 16 and count_style("openmoji") == 2 and count_style("openmoji", "held_out") == 1
 
 
 def test_a_category_keeps_its_split():
@@ -88,9 +105,12 @@ def test_second_read_comes_from_the_cache_and_is_equal(tmp_path, monkeypatch):
     first = load_style(**options)
     (file,) = tmp_path.iterdir()
     assert file.suffix == ".npz"
-    monkeypatch.setattr(styles, "render", None)
+    monkeypatch.setattr(emoji, "render", None)
     second = load_style(**options)
-    assert [(one["emoji"], one["text"]) for one in first] == [(one["emoji"], one["text"]) for one in second]
+    assert len(first) == 85
+    assert [(record["emoji"], record["text"]) for record in first] == [
+        (record["emoji"], record["text"]) for record in second
+    ]
     assert all(a["image"].tobytes() == b["image"].tobytes() for a, b in zip(first, second, strict=True))
 
 
@@ -111,13 +131,28 @@ def test_nothing_half_written_is_taken_for_a_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options, quoted",
     [
-        ({"style": "outline"}, "style 'outline' is unknown; it must be one of 'twemoji', 'outlined'"),
-        ({"split": "train"}, "split 'train' is unknown; it must be one of 'lora', 'held_out', 'all'"),
-        ({"categories": ("Food",)}, "category 'Food' is unknown; .*'Food & Drink'"),
-        ({"size": 4}, "size 4 is not a number of pixels"),
-        ({"size": 64.0}, "size 64.0 is not a number of pixels"),
+        (
+            {"style": "outline"},
+            "style 'outline' is unknown; did you mean 'outlined'? It must be one of twemoji, outlined",
+        ),
+        ({"split": "train"}, "split 'train' is unknown; It must be one of lora, held_out, all"),
+        ({"categories": ("food & drink",)}, "category 'food & drink' is unknown; did you mean 'Food & Drink'?"),
+        ({"size": 4}, "size 4 is not a whole number of at least 8"),
+        ({"size": 64.0}, "size 64.0 is not a whole number of at least 8"),
+        ({"size": True}, "size True is not a whole number of at least 8"),
     ],
 )
 def test_errors_quote_the_value(options, quoted):
-    with pytest.raises(ValueError, match=quoted):
+    with pytest.raises(ValueError) as error:
         load_style(**options)
+    assert str(error.value).startswith(quoted)
+    if not {"size", "categories"} & options.keys():
+        with pytest.raises(ValueError) as error:
+            count_style(**options)
+        assert str(error.value).startswith(quoted)
+
+
+def test_a_size_may_be_numpys(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_KIT_CACHE", str(tmp_path))
+    assert load_style("twemoji", categories=("Activities",), size=np.int64(16))[0]["image"].size == (16, 16)
+    assert [path.name[:11] for path in tmp_path.iterdir()] == ["twemoji-16-"]

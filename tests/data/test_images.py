@@ -1,25 +1,18 @@
 import json
+import os
+import subprocess
 import sys
-from collections import Counter
 
 import datasets
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from transformers import AutoTokenizer
 
 from lora_kit.config import TrainingConfig
-from lora_kit.data.emoji import load_style
-from lora_kit.data.images import CaptionedImages, TrainingPictures, collate, find_columns, load_images, resize_and_crop
-from lora_kit.models import EMBEDDED_MODEL
+from lora_kit.data.emoji import STYLES, load_style
+from lora_kit.data.images import CaptionedImages, count_images, find_columns, load_images, local_folder
 
 ROWS = [{"file_name": f"{index}.png", "text": f"caption {index}"} for index in range(5)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(EMBEDDED_MODEL / "tokenizer")
 
 
 @pytest.fixture
@@ -34,11 +27,6 @@ def write_folder(folder, rows=ROWS, pictures=5):
     if rows is not None:
         (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder)
-
-
-def of(*pictures, captions=None):
-    captions = captions or ["a dog"] * len(pictures)
-    return CaptionedImages(list(pictures), captions, [str(index) for index in range(len(pictures))])
 
 
 def numbered(width, height):
@@ -89,9 +77,9 @@ def test_pictures_of_any_mode_come_as_rgb(tmp_path, settings):
     for mode, colour in modes.items():
         Image.new(mode, (6, 4), colour).save(folder / f"{mode}.png")
     images = load_images(TrainingConfig(train_data_dir=path, **settings))
-    found = {images.captions(index): images.image(index) for index in range(len(images))}
-    assert {image.mode for image in found.values()} == {"RGB"}
-    assert found["L"].getpixel((0, 0)) == (7, 7, 7) and found["RGBA"].getpixel((0, 0)) == (1, 2, 3)
+    pictures = {images.captions(index): images.image(index) for index in range(len(images))}
+    assert pictures.keys() == modes.keys() and {picture.mode for picture in pictures.values()} == {"RGB"}
+    assert pictures["L"].getpixel((0, 0)) == (7, 7, 7) and pictures["RGBA"].getpixel((0, 0)) == (1, 2, 3)
 
 
 def test_max_train_samples_chooses_as_the_reference(tmp_path, settings):
@@ -101,6 +89,48 @@ def test_max_train_samples_chooses_as_the_reference(tmp_path, settings):
     assert [images.captions(index) for index in range(len(images))] == list(shuffled)
     with pytest.raises(ValueError, match="max_train_samples 6 is more than the 5 pictures"):
         load_images(TrainingConfig(train_data_dir=path, max_train_samples=6, **settings))
+
+
+# How many there are
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_style_is_counted(style):
+    config = TrainingConfig(style=style, learning_rate=1e-3, resolution=64)
+    assert count_images(config) == len(load_images(config)) == 399
+
+
+def test_max_train_samples_are_counted_and_too_many_are_an_error(tmp_path, settings):
+    path = write_folder(tmp_path / "pictures")
+    for source, count in (({"style": "outlined", "resolution": 64}, 399), ({"train_data_dir": path}, 5)):
+        assert count_images(TrainingConfig(**source, max_train_samples=3, **settings), seed=4) == 3
+        assert count_images(TrainingConfig(**source, max_train_samples=count, **settings)) == count
+        for count_or_load in (count_images, load_images):
+            with pytest.raises(ValueError) as error:
+                count_or_load(TrainingConfig(**source, max_train_samples=count + 1, **settings))
+            assert str(error.value) == f"max_train_samples {count + 1} is more than the {count} pictures of the data"
+
+
+def test_pictures_of_a_folder_are_counted_with_every_check(tmp_path, settings):
+    assert count_images(TrainingConfig(train_data_dir=write_folder(tmp_path / "whole"), **settings)) == 5
+    path = write_folder(tmp_path / "lacking", ROWS[:4])
+    with pytest.raises(ValueError, match="4.png has no caption: no line of metadata names it"):
+        count_images(TrainingConfig(train_data_dir=path, **settings))
+    with pytest.raises(FileNotFoundError, match="nowhere' is not there"):
+        count_images(TrainingConfig(train_data_dir=str(tmp_path / "nowhere"), **settings))
+
+
+def test_a_style_is_counted_without_drawing_it(tmp_path):
+    """No torch, no picture library, nothing written: the doctor and the explorer ask before each run."""
+    code = (
+        "import sys; from lora_kit.config import TrainingConfig; from lora_kit.data.images import count_images\n"
+        "print([count_images(TrainingConfig(style=style, learning_rate=1e-3)) for style in ('outlined', 'openmoji')])\n"
+        "print(sorted({'torch', 'numpy', 'PIL', 'resvg_py', 'datasets', 'diffusers'} & sys.modules.keys()))"
+    )
+    environment = {**os.environ, "LORA_KIT_CACHE": str(tmp_path / "cache")}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["[399, 399]", "[]"]
+    assert list(tmp_path.iterdir()) == []
 
 
 # Columns
@@ -176,127 +206,38 @@ def test_a_broken_picture_is_named(tmp_path, settings, damage):
         load_images(TrainingConfig(train_data_dir=path, **settings))
 
 
+def test_what_a_run_like_the_script_s_takes(tmp_path, settings):
+    """Pictures and captions that can hardly be meant: refused, but with match_diffusers, whose script takes them."""
+    odd = {"cmyk": "is in CMYK", "film": "is animated: of its 2 frames", "endless": "a caption of 2,001 characters"}
+    for name, message in odd.items():
+        folder = tmp_path / name
+        file = "0.gif" if name == "film" else "0.jpg"
+        path = write_folder(
+            folder, [{"file_name": file, "text": "a" * (2001 if name == "endless" else 2000)}], pictures=0
+        )
+        picture = Image.new("CMYK" if name == "cmyk" else "RGB", (8, 8))
+        more = {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "red")]} if name == "film" else {}
+        picture.save(folder / file, **more)
+        with pytest.raises(ValueError, match=message):
+            load_images(TrainingConfig(train_data_dir=path, **settings))
+        config = TrainingConfig(train_data_dir=path, match_diffusers=True, lr_warmup_steps=0, **settings)
+        assert len(load_images(config)) == 1
+        assert load_images(config).image(0).mode == "RGB"
+
+
+def test_local_folder(tmp_path, settings, monkeypatch):
+    path = write_folder(tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value in (path, "pictures", "./pictures", "~/pictures"):
+        assert local_folder(TrainingConfig(train_data_dir=value, **settings)) == tmp_path / "pictures"
+        assert local_folder(TrainingConfig(dataset_name=value, **settings)) == tmp_path / "pictures"
+    assert local_folder(TrainingConfig(dataset_name="someone/some", **settings)) is None
+    assert local_folder(TrainingConfig(style="outlined", **settings)) is None
+
+
 def test_a_broken_picture_of_a_stored_data_set_is_named_when_it_is_read():
     stored = datasets.Dataset.from_dict({"image": [{"bytes": b"no picture", "path": None}]})
     images = CaptionedImages(stored, ["a"], ["0 of someone/some"])
     with pytest.raises(ValueError, match="picture 0 of someone/some can't be read"):
         images.image(0)
-
-
-# Transforms
-
-
-def test_values_are_those_of_to_tensor_and_normalize(tokenizer):
-    colours = [[(0, 51, 255), (255, 0, 102)], [(1, 2, 3), (204, 153, 128)]]
-    image = Image.fromarray(np.array(colours, dtype=np.uint8))
-    item = TrainingPictures(of(image), tokenizer, 2, center_crop=True, random_flip=False, seed=0)[0]
-    wanted = (torch.tensor(colours).permute(2, 0, 1) / 255 - 0.5) / 0.5
-    assert item["pixel_values"].dtype == torch.float32 and torch.equal(item["pixel_values"], wanted)
-    assert item["pixel_values"][:, 0, 0].tolist() == pytest.approx([-1, -0.6, 1])
-    assert item["input_ids"].dtype == torch.int64 and item["input_ids"].shape == (tokenizer.model_max_length,)
-    assert item["input_ids"].tolist() == tokenizer("a dog", padding="max_length").input_ids
-
-
-@pytest.mark.parametrize("size", [(7, 5), (5, 7), (33, 10), (10, 33), (4, 4), (8, 8), (500, 9)])
-@pytest.mark.parametrize("center", [True, False])
-def test_every_shape_becomes_a_square(size, center):
-    assert resize_and_crop(Image.new("RGB", size), 8, center).size == (8, 8)
-
-
-def test_the_longer_edge_is_cut_down_to_a_whole_number(monkeypatch):
-    sizes, resize = [], Image.Image.resize
-
-    def seen(self, size, *rest):
-        sizes.append((size, *rest))
-        return resize(self, size, *rest)
-
-    monkeypatch.setattr(Image.Image, "resize", seen)
-    resize_and_crop(Image.new("RGB", (7, 3)), 8, True)  # 8 * 7 / 3 = 18.67
-    resize_and_crop(Image.new("RGB", (3, 7)), 8, True, "bilinear")
-    resize_and_crop(Image.new("RGB", (8, 20)), 8, True)  # already right: left alone
-    resize_and_crop(Image.new("RGB", (4, 4)), 8, True, "nearest_exact")
-    kinds = Image.Resampling
-    assert sizes == [((18, 8), kinds.LANCZOS), ((8, 18), kinds.BILINEAR), ((8, 8), kinds.NEAREST)]
-
-
-def test_interpolation_modes_of_the_configuration_all_resize():
-    from lora_kit.config import INTERPOLATION_MODES
-
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8))
-    seen = {mode: resize_and_crop(image, 9, True, mode).tobytes() for mode in INTERPOLATION_MODES}
-    assert len(set(seen.values())) == len(seen) - 1 and seen["nearest"] == seen["nearest_exact"]
-
-
-@pytest.mark.parametrize("width, left", [(8, 0), (9, 0), (10, 1), (11, 2), (12, 2)])  # torchvision rounds half to even
-def test_center_crop(width, left):
-    assert resize_and_crop(numbered(width, 8), 8, True).getpixel((0, 0)) == (left, 0, 0)
-
-
-def test_random_crop_is_uniform_and_flip_a_fair_coin(tokenizer):
-    pictures = TrainingPictures(of(numbered(10, 8)), tokenizer, 8, center_crop=False, random_flip=True, seed=3)
-    corners = Counter()
-    for epoch in range(600):
-        pictures.set_epoch(epoch)
-        first, last = ((pictures[0]["pixel_values"][0, 0, column].item() + 1) * 127.5 for column in (0, -1))
-        corners[round(min(first, last)), first > last] += 1
-    assert set(corners) == {(left, flipped) for left in (0, 1, 2) for flipped in (True, False)}
-    assert min(corners.values()) > 60 and max(corners.values()) < 140  # 100 expected, standard deviation 9
-
-
-def test_an_epoch_repeats_whatever_came_before(tokenizer):
-    images = of(numbered(60, 8), numbered(8, 60), captions=[["one", "two", "three", "four"], "five"])
-
-    def read(seed, epochs):
-        pictures = TrainingPictures(images, tokenizer, 8, center_crop=False, random_flip=True, seed=seed)
-        for epoch in epochs:
-            pictures.set_epoch(epoch)
-            torch.rand(3)
-            batch = collate([pictures[1], pictures[0]])
-        return batch["pixel_values"], batch["input_ids"]
-
-    state = torch.random.get_rng_state()
-    fresh, resumed = read(0, [0, 1, 2, 3]), read(0, [3])
-    assert all(torch.equal(one, other) for one, other in zip(fresh, resumed, strict=True))
-    assert not torch.equal(fresh[0], read(0, [4])[0]) and not torch.equal(fresh[0], read(1, [3])[0])
-    torch.random.set_rng_state(state)
-    TrainingPictures(images, tokenizer, 8, center_crop=False, random_flip=True, seed=0)[0]
-    assert torch.equal(torch.random.get_rng_state(), state)  # and torch's own generator is left alone
-
-
-def test_without_a_seed_torch_s_own_decides(tokenizer):
-    torch.manual_seed(11)
-    assert TrainingPictures(of(numbered(8, 8)), tokenizer, 8, False, False).seed == 11
-
-
-def test_a_list_of_captions_gives_each_its_turn(tokenizer):
-    images = of(numbered(8, 8), captions=[["a dog", "a cat"]])
-    pictures = TrainingPictures(images, tokenizer, 8, center_crop=True, random_flip=False, seed=0)
-    seen = Counter()
-    for epoch in range(100):
-        pictures.set_epoch(epoch)
-        seen[tokenizer.decode(pictures[0]["input_ids"], skip_special_tokens=True).strip()] += 1
-    assert set(seen) == {"a dog", "a cat"} and min(seen.values()) > 25
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_reads_a_folder(tmp_path, settings, tokenizer, workers):
-    rows = [{**row, "text": [row["text"], "another"]} for row in ROWS]
-    images = load_images(TrainingConfig(train_data_dir=write_folder(tmp_path / "pictures", rows), **settings))
-    assert images.captions(2) == ["caption 2", "another"]
-    pictures = TrainingPictures(images, tokenizer, 8, center_crop=False, random_flip=True, seed=0)
-    loader = torch.utils.data.DataLoader(pictures, batch_size=2, collate_fn=collate, num_workers=workers)
-    batches = list(loader)
-    assert [len(batch["pixel_values"]) for batch in batches] == [2, 2, 1]
-    assert batches[0]["pixel_values"].shape == (2, 3, 8, 8) and batches[0]["pixel_values"].is_contiguous()
-    assert batches[0]["input_ids"].shape == (2, tokenizer.model_max_length)
-    assert torch.equal(batches[1]["pixel_values"][0], pictures[2]["pixel_values"])
-
-
-def test_a_long_caption_is_cut(tokenizer):
-    images = of(numbered(8, 8), captions=["dog " * 300])
-    item = TrainingPictures(images, tokenizer, 8, center_crop=True, random_flip=False, seed=0)[0]
-    assert item["input_ids"].shape == (tokenizer.model_max_length,)
-
-
-def test_torchvision_is_not_needed():
-    assert "torchvision" not in sys.modules

@@ -1,15 +1,21 @@
 """Pages and pictures taken apart, so that tests can compare what a reader sees with what was worked out by hand."""
 
 import html.parser
+import re
 import xml.etree.ElementTree as ElementTree
 
 VOID = ("img", "br")
+SHAPES = ("svg", "desc", "title", "path", "rect", "circle", "polyline", "text")  # of which none stands within words
 
 
 def elements(text):
     """What SVG or well-formed HTML text consists of, in its order: (tag, attributes, the text right inside)."""
-    root = ElementTree.fromstring(f"<root>{text.replace(' xmlns=', ' ns=')}</root>")
-    return [(element.tag, element.attrib, element.text or "") for element in root.iter() if element is not root]
+    text = re.sub(r"(<img [^>]*)>", r"\1/>", text.replace(" xmlns=", " ns="))
+    root = ElementTree.fromstring(f"<root>{text}</root>")
+    found = [element for element in root.iter() if element is not root]
+    assert not [element.tail for element in found if element.tag in SHAPES and (element.tail or "").strip()]
+    assert not (found and found[0].tag in SHAPES and root.text), f"{root.text!r} stands before the picture"
+    return [(element.tag, element.attrib, element.text or "") for element in found]
 
 
 def attributes(text, tag, *names):

@@ -94,8 +94,13 @@ def test_the_cursor_is_among_the_updates_of_the_run():
 
 @pytest.mark.parametrize(("rate", "word"), [(math.inf, "inf"), (math.nan, "nan"), (-math.inf, "-inf")])
 def test_a_rate_that_is_no_number_is_refused(rate, word):
-    with pytest.raises(ValueError, match=f"the learning rate of update 1,234 would be {word}, which nothing"):
+    with pytest.raises(ValueError, match=f"^the learning rate of update 1,234 would be {word}, which nothing"):
         make_curve("a", "b", planned(max_train_steps=2000).steps, [0, 1234], lambda updates: [1e300, rate])
+
+
+def test_every_update_has_a_rate():
+    with pytest.raises(ValueError, match="zip"):
+        make_curve("a", "b", planned().steps, [0, 1], lambda updates: [1e-3])
 
 
 def test_the_rate_at_a_place_is_that_of_the_update_under_way():
@@ -113,15 +118,22 @@ def test_where_an_update_lies():
     assert [position_of(curve, "images", update) for update in (0, 1, 3, 4, 5, 500)] == [0, 2, 6, 8, 8, 8]
     assert position_of(curve, "epochs", 3) == 0.75
     sparse = dict(updates=[0, 10, 30], passed=dict(images=[0, 100, 500]), ends=dict(updates=40, images=800))
-    assert [position_of(sparse, "images", update) for update in (5, 15, 29, 30, 35, 40)] == [50, 200, 480, 500, 650, 800]
+    assert [position_of(sparse, "images", update) for update in (5, 15, 29, 30, 35, 40)] == [
+        50,
+        200,
+        480,
+        500,
+        650,
+        800,
+    ]
 
 
 def test_other_rates_are_compared_in_words():
-    here = dict(updates=[0, 500, 1200], rates=[0.0, 1e-3, 5e-4])
-    other = dict(updates=[0, 500, 1200], rates=[1e-3, 1e-3, 1.5e-3])
+    here = dict(updates=[0, 1500, 1600, 1700], rates=[0.0, 1.23456e-3, 1.23456e-3, 5.4321e-4])
+    other = dict(updates=[0, 1500, 1600, 1700], rates=[1e-3, 1e-3, 1.55555e-3, 7.77777e-4])
     assert compared(other, here) == (
-        "In this run: at most 0.0015, first at update 1,200, and 0.0015 at the last; "
-        "here at most 0.001, first at update 500, and 0.0005 at the last."
+        "In this run: at most 0.00156, first at update 1,600, and 0.000778 at the last; "
+        "here at most 0.00123, first at update 1,500, and 0.000543 at the last."
     )
 
 
@@ -143,7 +155,9 @@ def test_which_rates_are_the_same(rates, same):
 
 
 def test_a_thousandth_of_a_rate_far_above_the_peak_is_the_same():
-    assert compared(dict(updates=[0], rates=[5.004]), dict(updates=[0], rates=[5.0])).endswith("the same rates as here.")
+    assert compared(dict(updates=[0], rates=[5.004]), dict(updates=[0], rates=[5.0])).endswith(
+        "the same rates as here."
+    )
 
 
 def test_the_curve_of_another_trainer():
@@ -157,7 +171,7 @@ def test_the_curve_of_another_trainer():
     )
     assert curve["ends"] == dict(updates=4, micro_steps=4, epochs=2, images=16) and curve["updates"] == [0, 1, 2, 3]
     source = "https://github.com/huggingface/accelerate/blob/16cb6eb80dd9aa8b4df1a63ef57863e455d53b83/src/accelerate/scheduler.py#L54"
-    assert curve["note"].endswith(f" Source: {source}, read 2026-11-26.")
+    assert curve["note"].endswith(f"diffusers#3954 and #8312, accelerate#2926. Source: {source}, read 2026-11-26.")
 
 
 def test_a_schedule_that_a_trainer_lacks_has_no_points():

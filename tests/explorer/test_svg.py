@@ -79,19 +79,18 @@ def test_axes_are_marked_and_named():
 
 
 @pytest.mark.parametrize(
-    ("end", "whole", "marks"),
+    ("end", "marks"),
     [
-        (5, True, ["0", "1", "2", "3", "4", "5"]),
-        (4, True, ["0", "1", "2", "3", "4"]),
-        (2, True, ["0", "0.5", "1", "1.5", "2"]),  # too few for whole numbers alone
-        (6.2, True, ["0", "2", "4", "6"]),
-        (5.5, False, ["0", "2", "4"]),
-        (1, False, ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
-        (2_500_000, True, ["0", "500,000", "1M", "1.5M", "2M", "2.5M"]),
+        (5, ["0", "1", "2", "3", "4", "5"]),
+        (4, ["0", "1", "2", "3", "4"]),
+        (2, ["0", "0.5", "1", "1.5", "2"]),
+        (6.2, ["0", "2", "4", "6"]),
+        (1, ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        (2_500_000, ["0", "500,000", "1M", "1.5M", "2M", "2.5M"]),
     ],
 )
-def test_marks_along_the_axis(end, whole, marks):
-    assert texts("".join(Frame(end, 0.0, 1.0).axes("x", "y", whole)))[:-2] == marks
+def test_marks_along_the_axis(end, marks):
+    assert texts("".join(Frame(end, 0.0, 1.0).axes("x", "y")))[:-2] == marks
 
 
 def test_a_short_curve_has_dots():
@@ -150,6 +149,12 @@ def test_a_long_name_has_several_lines_which_break_at_blanks():
     assert attributes(drawn, "path", "d", "stroke") == [("M86 96h34", "#D55E00"), ("M86 130h34", "#D55E00")]
 
 
+@pytest.mark.parametrize(("letters", "lines"), [(28, 1), (29, 2)])
+def test_a_line_of_the_legend_has_56_letters(letters, lines):
+    parts, _ = legend([("a" * 27 + " " + "b" * letters, 0)], top=100)
+    assert len(texts("".join(parts))) == lines
+
+
 def test_a_name_never_breaks_at_a_hyphen():
     parts, _ = legend([("a" * 50 + " warm-ups", 0)], top=100)
     assert texts("".join(parts)) == ["a" * 50, "warm-ups"]
@@ -206,7 +211,7 @@ def test_more_numbers_on_request():
     [
         (0, "0"), (40, "40"), (999, "999"), (1000, "1,000"), (1200, "1,200"), (999_999, "999,999"), (1_000_000, "1M"),
         (2_500_000, "2.5M"), (1_234_567, "1.235M"), (1e9, "1G"), (3e9, "3G"), (0.0002, "0.0002"), (0.12345, "0.123"),
-        (1234.5, "1,234"), (999.5, "1e+03"), (-2e6, "-2M"), (-1500, "-1,500"), (7.0, "7"),
+        (1234.5, "1,234"), (1000.5, "1,000"), (999.5, "1e+03"), (-2e6, "-2M"), (-1500, "-1,500"), (7.0, "7"),
     ],
 )  # fmt: skip
 def test_numbers_as_an_axis_shows_them(number, text):
@@ -240,12 +245,23 @@ def test_bytes_in_words(size, text):
         # a jump straight up stays a jump, whatever comes after it
         ([(0, 0.0), (1, 0.0), (1, 9.0), (2, 9.0), (3, 9.0)], [(0, 0.0), (1, 0.0), (1, 9.0), (3, 9.0)]),
         ([(5, 0.0), (5, 9.0), (6, 9.0)], [(5, 0.0), (5, 9.0), (6, 9.0)]),
+        ([(0, 0.0), (0.5, 0.0), (1, 0.0), (1.5, 0.0)], [(0, 0.0), (1.5, 0.0)]),
+        # exactly half a pixel below, and above
+        ([(0, 0.0), (1, 0.5), (2, 2.0)], [(0, 0.0), (2, 2.0)]),
+        ([(0, 0.0), (1, 0.5), (2, 0.0)], [(0, 0.0), (2, 0.0)]),
+        # from a corner on slopes are those from there
+        ([(0, 0.0), (10, 0.0), (11, 5.0), (12, 11.0), (13, 15.0)], [(0, 0.0), (10, 0.0), (12, 11.0), (13, 15.0)]),
         # each step of 0.4 is small, but their sum is not
         ([(0, 0.0), (1, 0.4), (2, 1.2), (3, 2.4), (4, 4.0)], [(0, 0.0), (3, 2.4), (4, 4.0)]),
     ],
 )
 def test_a_curve_is_thinned_to_its_corners(points, corners):
     assert thinned(points, 0.5) == corners
+
+
+def test_a_tenth_of_a_pixel_is_not_seen():
+    assert thinned([(0, 0.0), (1, 0.1), (2, 0.0)]) == [(0, 0.0), (2, 0.0)]
+    assert len(thinned([(0, 0.0), (1, 0.11), (2, 0.0)])) == 3
 
 
 @given(some.lists(some.tuples(some.integers(0, 60), some.floats(0, 200)), min_size=1, max_size=80))

@@ -1,0 +1,159 @@
+"""Checks of this machine and its folders: the pictures, the precision and its places, the output folder."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_kit.config import DATA_SOURCES, TrainingConfig
+from lora_kit.data.images import count_images
+from lora_kit.doctor.case import Case
+from lora_kit.doctor.findings import Check, Finding, check
+from lora_kit.output.checkpoints import checkpoints, newest_whole
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS
+from lora_kit.system.checks import shown
+
+DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # mixed_precision: torch's name
+DATA = Check("data", see=("00_start_here.ipynb", "The settings"))
+
+
+def count_pictures(config: TrainingConfig) -> tuple[int | None, list[Finding]]:
+    """(the number of pictures, or None; findings). No picture is drawn."""
+    source = next(name for name in DATA_SOURCES if getattr(config, name) is not None)
+    value = f"{source} {getattr(config, source)!r}"
+    try:
+        count = count_images(config, 0)
+    except Exception as error:  # whatever a reader of files raises: it would end the run as well
+        cure = "data that `lora_kit.data.images.load_images` can read"
+        return None, [DATA.error(value, str(error) or type(error).__name__, cure)]
+    return count, [DATA.fine(value, f"{count} pictures with captions")]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where mixed precision is set, and which setting counts.
+
+    flag: the run's own, or None. launcher: accelerate's, from the environment or its configuration file, or None. used:
+    "no", "fp16" or "bf16". problem: why accelerate's can't be taken; "" where it can. fatal: whether it ends the run.
+    """
+
+    flag: str | None
+    launcher: str | None = None
+    problem: str = ""
+    fatal: bool = False
+
+    @classmethod
+    def of(cls, config: TrainingConfig) -> "Precision":
+        """The precision of a configuration on this machine as it stands."""
+        flag, launcher, place = config.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), None
+        if launcher is None:
+            try:
+                launcher, place = _from_file()
+            except _Unreadable as error:
+                return cls(flag, None, str(error))
+        launcher = None if launcher is None else str(launcher or "no").lower()
+        if launcher in (None, *DTYPES):
+            return cls(flag, launcher)
+        place = place or "ACCELERATE_MIXED_PRECISION"
+        problem = f"{place} has mixed_precision {shown(launcher)}, which is none of {', '.join(DTYPES)}"
+        return cls(flag, None, problem, flag is None and place == "ACCELERATE_MIXED_PRECISION")
+
+    @property
+    def used(self) -> str:
+        """What the run computes in: the flag, or else accelerate's."""
+        return self.flag or self.launcher or "no"
+
+    @property
+    def dtype(self) -> Any:
+        """The torch dtype of the frozen base."""
+        import torch
+
+        return getattr(torch, DTYPES[self.used])
+
+
+class _Unreadable(Exception):
+    """accelerate's configuration file, and what is wrong with it."""
+
+
+def _from_file() -> tuple[Any, str | None]:
+    """(mixed_precision of accelerate's default configuration file, its path); (None, None) where there is no file."""
+    from accelerate.commands.config import config_args
+
+    path = config_args.default_config_file
+    if not Path(path).is_file():
+        return None, None
+    try:
+        return config_args.load_config_from_file(None).mixed_precision, path
+    except (
+        Exception
+    ) as error:  # of an empty file, of one for SageMaker, of keys that another version wrote: each its own
+        raise _Unreadable(f"accelerate can't read {path}: {type(error).__name__} {error}") from None
+
+
+@check("precision", see=("07_multi_gpu.ipynb", "The run, for one process and for many"))
+def precision(case: Case) -> list[Finding]:
+    """Whether mixed precision is set, readably, in one place only or in all alike."""
+    import torch
+
+    place = Precision.of(case.config)
+    flag, launcher, used = place.flag, place.launcher, place.used
+    value = f"mixed_precision {flag!r}" + (f", accelerate's {launcher!r}" if launcher else "")
+    environment = os.environ.get("MIXED_PRECISION")
+    if used == "fp16" and not torch.accelerator.is_available():
+        return [precision.error(value, "fp16 needs a GPU, and there is none", "bf16 or no")]
+    if place.problem:
+        cure = "`accelerate config` anew, or mixed_precision no, fp16 or bf16, there and here"
+        return [(precision.error if place.fatal else precision.warning)(value, place.problem, cure)]
+    if flag is None and launcher not in (None, "no"):
+        if case.config.behaviour.keeps_lora_in_float32:
+            reason = "set in accelerate's configuration only; lora_kit takes it from there, other scripts may not"
+            return [precision.warning(value, reason, f"say it in both places: mixed_precision {launcher}")]
+        reason = "diffusers' script reads the flag alone where it keeps the LoRA in float32 (D3)"
+        say = precision.error if launcher == "fp16" else precision.warning
+        return [say(value, reason, f"mixed_precision {launcher}")]
+    if flag and launcher and flag != launcher:
+        return [precision.warning(value, "two places disagree; the flag counts", "the same in both places")]
+    if environment and environment.lower() not in ("no", used):
+        reason = (
+            f"MIXED_PRECISION={environment} is in the environment, as notebook_launcher sets it, and nothing reads it"
+        )
+        return [precision.warning(value, reason, f"mixed_precision {environment.lower()}")]
+    return [precision.fine(value, f"computed in {used if used != 'no' else 'fp32'}")]
+
+
+@check("output folder", see=("05_train.ipynb", "The settings"))
+def output_folder(case: Case) -> list[Finding]:
+    """Whether the output folder is free, or holds what the run is to go on with."""
+    config, folder = case.config, Path(case.config.output_dir)
+    value, wanted = f"output_dir {config.output_dir!r}", case.config.resume_from_checkpoint
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name that this disk doesn't take
+        return [output_folder.error(value, str(error), "a folder of your own, with a shorter or plainer name")]
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        return [output_folder.error(value, f"{parent} is a file", "a folder")]
+    if not os.access(parent, os.W_OK):
+        return [output_folder.error(value, f"{parent} can't be written", "a folder of your own")]
+    stored = [path.name for path in checkpoints(folder)]
+    earlier = [name for name in (METRICS, LORA) if (folder / name).exists()] + stored
+    if wanted is None and earlier:
+        reason = f"it holds another run ({', '.join(earlier[:3])}), which will be moved to earlier-N inside it"
+        cure = "another output_dir, or resume_from_checkpoint latest to go on with it"
+        return [output_folder.warning(value, reason, cure)]
+    if wanted == "latest" and not stored:
+        reason = "resume_from_checkpoint 'latest', but it holds no checkpoint: the run would start anew"
+        return [output_folder.warning(value, reason, "the output_dir of the run to go on with")]
+    newest, _, broken = newest_whole(folder) if wanted == "latest" else (None, None, [])
+    if broken and newest:
+        reason, cure = f"{broken[0]}; goes on with {newest.name}", f"{newest.name} is whole and will be taken"
+        return [output_folder.warning(value, reason, cure)]
+    if broken:
+        return [output_folder.error(value, f"{broken[0]}; none is whole", "leave resume_from_checkpoint out")]
+    if wanted not in (None, "latest") and Path(wanted).name not in stored:
+        reason = f"resume_from_checkpoint {wanted!r} is not among its checkpoints: {', '.join(stored) or 'none'}"
+        return [output_folder.error(value, reason, "one of them, or latest")]
+    return [output_folder.fine(value, f"goes on with {newest.name if newest else wanted}" if wanted else "free")]

@@ -1,0 +1,66 @@
+"""The command line, as a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_kit.doctor import ERROR
+from lora_kit.doctor.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_doctor(*argv):
+    command = [sys.executable, "-m", "lora_kit.doctor", *argv]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_command_line(tmp_path):
+    flags = ["--style", "outlined", "--resolution", "64", "--learning_rate", "1e-3", "--output_dir", str(tmp_path)]
+    done = run_doctor(*flags, "--max_train_steps", "20", "--max_train_samples", "16", "--try_updates", "4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 error(s)" in done.stdout and "✓ movement" in done.stdout
+    done = run_doctor(*flags, "--lr_scheduler", "cosine", "--lr_warmup_steps", "0.1", "--ranks", "4", "--json")
+    assert done.returncode == 1
+    records = json.loads(done.stdout)
+    assert [record["check"] for record in records if record["status"] == ERROR] == ["settings", "warm-up"]
+    assert "did you mean --rank?" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+FLAGS = ["--style", "outlined", "--learning_rate", "1e-3", "--max_train_steps", "100", "--num_examples", "400"]
+
+
+@pytest.mark.parametrize(
+    "words, check, said",
+    [
+        (["--num_procesess", "2"], "settings", "did you mean --num_processes?"),
+        (["--num_example=5"], "settings", "did you mean --num_examples?"),
+        (["--try_update", "5"], "settings", "did you mean --try_updates?"),
+        (["--Rank", "8"], "settings", "did you mean --rank?"),
+        (["--lr_scheduler", "cosine", "--lr_warmup_steps", "nan"], "warm-up", "lr_warmup_steps 10, a tenth, is usual"),
+        (["--lr_scheduler", "cosine", "--lr_warmup_steps", "many"], "warm-up", "lr_warmup_steps 10, a tenth, is usual"),
+        (["--lr_warmup_steps", "1e400"], "warm-up", "lr_warmup_steps 10, a tenth, is usual"),
+        (["--rank", "9" * 5000], "settings", "says what each flag takes"),
+        (["--learning_rate", "nan"], "settings", "says what each flag takes"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_in_the_words_is_a_finding(words, check, said, capsys):
+    assert main([*FLAGS, *words, "--json"]) == 1
+    errors = [record for record in json.loads(capsys.readouterr().out) if record["status"] == "error"]
+    assert [(record["check"], said in record["cure"]) for record in errors] == [(check, True)]
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "many", "-3"])
+def test_counts_that_are_none_end_it(value, capsys):
+    with pytest.raises(SystemExit):
+        main([*FLAGS, f"--num_processes={value}"])
+    assert "is not a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_a_launcher_s_flag_is_no_setting(capsys):
+    assert main([*FLAGS, "--local_rank", "0", "--json"]) == 0
