@@ -40,7 +40,6 @@ SLIDERS = {  # the usual ends; a value beyond them moves them
 }  # fmt: skip
 NOTCHES = {"lr_power": 0.1, "adam_beta1": 0.01, "adam_beta2": 0.0001, "adam_weight_decay": 0.005, "max_grad_norm": 0.1}
 LOGARITHMIC = {"learning_rate": (-6, 0), "adam_epsilon": (-12, -2)}
-WIDEST = 10**15  # a slider's end: a browser counts no further
 NOTCH = 0.05  # of a logarithmic slider, as a power of ten
 OWN_HELP = {
     "num_examples": "Pictures in the data set.",
@@ -198,7 +197,7 @@ def _put(knob, value, logarithmic):
     if logarithmic and value > 0:
         knob.min, knob.max = min(knob.min, math.floor(math.log10(value))), max(knob.max, math.ceil(math.log10(value)))
     elif knob.has_trait("max") and not logarithmic:
-        knob.min, knob.max = min(knob.min, value), max(knob.max, min(value, WIDEST))
+        knob.min, knob.max = min(knob.min, value), max(knob.max, value)
     knob.value = value
 
 

@@ -131,6 +131,28 @@ def test_an_epoch_whose_last_update_is_a_short_one():
     assert attributes(svg_learning_rates(made, "images"), "path", "d")[0] == "M417.4 30V230"  # after 10 of 14 images
 
 
+def test_numbers_are_short():
+    rates = (1.23456e-4, 9.87654e-4, 5.55555e-4, 2 / 3 * 1e-3, 1e-4, 1e-4, 1e-4)
+    svg = svg_learning_rates(summary(rates=rates), cursor=3)
+    assert texts(svg, "desc") == [
+        "as applied: 7 updates; the rate is 0.000123 at update 0, at most 0.000988, 0.0001 at the last. Warm-up: 1 updates."
+    ]
+    assert texts(svg_learning_rates(summary(rates=rates[:4])), "desc")[0].endswith(
+        ", 0.000667 at the last. Warm-up: 1 updates."
+    )
+    assert attributes(svg, "rect", "width") == ["66.3"] and texts(svg)[-1] == "0.0006667: as applied"
+    widths = attributes(svg_memory(dict(base=1, lora=100, gradients=100, adam_32=100, adam_8=70)), "rect", "x", "width")
+    assert widths[:6] == [
+        ("120.0", "120.0"), ("240.0", "120.0"), ("360.0", "120.0"), ("120.0", "120.0"), ("240.0", "120.0"), ("360.0", "84.0"),
+    ]  # fmt: skip
+    memory = dict(base=1, lora=100, gradients=100, adam_32=500, adam_8=70)
+    bars = svg_memory(memory)
+    assert attributes(bars, "rect", "x", "width")[:3] == [("120.0", "51.4"), ("171.4", "51.4"), ("222.9", "257.1")]
+    assert [place for place in attributes(bars, "text", "x") if "." in place] == ["486.0", "264.9"]
+    grid = table(html_heat_map([2.0], [0.1 + 0.2], {}, "a", "b", "c"))
+    assert grid == [["a ↓ b →", "0.3"], ["2", "…"]]
+
+
 def test_curves_of_other_lengths_share_the_axis():
     expected = curve("one process", [1e-3] * 8, "expected", images=4)
     svg = svg_learning_rates(summary(expected, warmup=0))

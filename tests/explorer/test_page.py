@@ -244,7 +244,7 @@ def test_a_count_that_can_not_be_is_said_and_changes_nothing():
 def test_a_number_of_400_digits_stops_nothing(name):
     page = explorer(max_train_steps=100)
     page.numbers[name].value = "1" + "0" * 400
-    assert page.knobs[name].max <= 10**15 and "No command" in words(page, "command")
+    assert "it stays" in page.hints[name].value and page.numbers[name].value in ("0", "1", "4")
     page.numbers[name].value = "3"
     assert page.knobs[name].value == 3 and f"--{name} 3" in words(page, "command")
 
