@@ -6,6 +6,7 @@ READY := $(VENV)/ready
 BROWSER := $(VENV)/browser-ready
 WIDGETS7 := .venv-widgets7
 SITE := .venv-site
+UV := $(BIN)/python scripts/uv.py
 
 # OpenMP's threads spin for a moment while they wait, and then sleep. Spinning on, libgomp's default, starves other
 # processes on few cores; sleeping at once can nearly double the time of an update where waking up is slow.
@@ -21,26 +22,23 @@ tutorial: $(READY) ## run every notebook; copies, HTML and pictures go to build/
 	@echo "Running the tutorial, about 8 minutes on two cores."
 	@HF_HUB_OFFLINE=1 $(BIN)/python scripts/run_tutorial.py
 
-# The three environments of the tests are set up at the same time.
-ifneq (,$(filter test,$(MAKECMDGOALS)))
-MAKEFLAGS += --jobs=3
-endif
-
 # All checks always happen, and each one fails the target. Tests and notebooks run two at a time, the longest file among the first,
 # and then, alone, the notebooks that launch processes; on the CPU, to whose bits they compare. Where there is a GPU, its own tests follow.
 LAUNCHING := notebooks/04_steps.ipynb notebooks/07_multi_gpu.ipynb notebooks/08_traps.ipynb
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 test: export HF_HUB_OFFLINE = 1
 test: export LORA_KIT_OUTPUT_DIR = $(CURDIR)/build/test-runs
+test: BEGUN := $(shell date +%s)
 test: $(READY) $(BROWSER) $(WIDGETS7)/ready $(SITE)/ready ## style, unit tests, every notebook
-	@echo "Checking style, then tests and notebooks; under 20 minutes in all."
-	@status=0; \
+	@status=0; ready=$$(date +%s); \
+	echo "Set up in $$((ready - $(BEGUN))) s. Checking style, then tests and notebooks; under 20 minutes in all."; \
 	$(BIN)/ruff check || status=1; \
 	$(BIN)/ruff format --check || status=1; \
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(NBVAL) \
 	$(filter-out $(LAUNCHING),$(wildcard notebooks/*.ipynb)) tests || status=1; \
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest $(NBVAL) $(LAUNCHING) || status=1; \
 	! command -v nvidia-smi >/dev/null || $(BIN)/python -m pytest tests/test_gpu.py || status=1; \
+	echo "Set-up took $$((ready - $(BEGUN))) s; style, tests and notebooks took $$(($$(date +%s) - ready)) s."; \
 	exit $$status
 
 # A kernel's messages go to the browser at once; a reader's own settings come before these.
@@ -63,20 +61,23 @@ format: $(READY) ## mend style where ruff can
 
 # torch stays at the release that the tutorial's figures were measured on.
 MEASURED := torch==2.13.0
-# From 3 on it wants Python 3.11.5; Debian 12 has 3.11.2.
-OLD_PYTHON := soupsieve<3
+# Hashes are of every platform's files, which the main index has; further ones, left out here, may have only some of them.
+compile = UV_INDEX= UV_FIND_LINKS= $(UV) pip compile -q --upgrade --universal --python-version 3.11.2 --fork-strategy fewest \
+	--generate-hashes --no-annotate --custom-compile-command "make lock"
 
-lock: ## refresh requirements.lock from the ranges in pyproject.toml
-	@$(find-python); \
-	echo "Resolving the ranges in build/lock, 2 to 5 minutes."; \
-	$$python -m venv --clear build/lock && \
-	build/lock/bin/pip install -qq --disable-pip-version-check -e ".[lab,test]" "$(MEASURED)" "$(OLD_PYTHON)"
-	@{ echo "# Exact versions of all that the kit, its lab and its tests need. Not for editing: 'make lock' refreshes it"; \
-	echo "# from the ranges in pyproject.toml. CUDA's packages are left to torch: it pins its own where it has them."; \
-	build/lock/bin/pip freeze --exclude-editable > build/lock/freeze.txt && \
-	sed -E -e '/^(nvidia|cuda|triton)/d' -e 's/\+[a-z0-9.]+$$//' build/lock/freeze.txt; } > build/lock/requirements.lock
-	@mv build/lock/requirements.lock requirements.lock
-	@echo "requirements.lock is new; 'make test' installs and tries it."
+# CUDA's packages are left to torch: it pins its own where it has them. It stays without hashes, as each index has other builds.
+# ipywidgets 7.7 also wants its scripts for the pages of notebook and JupyterLab, which bring all of both and aren't used.
+lock: $(BIN)/uv ## refresh the locks of the three environments from the ranges in pyproject.toml
+	@mkdir -p build/lock
+	@echo "$(MEASURED)" > build/lock/measured.txt
+	@printf '%s\n' jupyterlab-widgets widgetsnbextension > build/lock/pages.txt
+	@$(compile) --extra test --constraint build/lock/measured.txt pyproject.toml -o build/lock/all.txt
+	@$(compile) --group widgets7 --excludes build/lock/pages.txt -o build/lock/widgets7.txt
+	@$(compile) --group site -o build/lock/site.txt
+	@{ sed -E '/^(cuda|nvidia|torch|triton)/,/[^\\]$$/d' build/lock/all.txt; echo "$(MEASURED)"; } > requirements.lock
+	@cp build/lock/widgets7.txt tests/browser/widgets7.txt
+	@cp build/lock/site.txt docs/site/requirements.txt
+	@echo "The locks are new; 'make test' installs and tries them."
 
 clean: ## remove all that make made: .venv, .venv-widgets7, .venv-site, build, caches
 	@echo "Removing .venv, .venv-widgets7, .venv-site, build and caches."
@@ -84,20 +85,18 @@ clean: ## remove all that make made: .venv, .venv-widgets7, .venv-site, build, c
 	@find lora_kit notebooks scripts tests -name __pycache__ -prune -exec rm -rf {} + \
 	-o -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
-# The lock holds from Python 3.11 on; the package itself also takes 3.10.
-define find-python
-for python in python3.11 python3 ""; do \
-	[ -z "$$python" ] || ! $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || break; \
-done; \
-[ -n "$$python" ] || { echo "Python 3.11 or newer is needed, as python3.11 or python3."; exit 1; }
-endef
+# pip brings uv, and uv the rest, in less than half the time. The locks hold from Python 3.11.2 on, which Debian 12 has; the
+# package itself also takes 3.10.
+$(BIN)/uv:
+	@for python in python3.11 python3 ""; do \
+	[ -z "$$python" ] || ! $$python -c 'import sys; sys.exit(sys.version_info < (3, 11, 2))' 2>/dev/null || break; \
+	done; \
+	[ -n "$$python" ] || { echo "Python 3.11.2 or newer is needed, as python3.11 or python3."; exit 1; }; \
+	$$python -m venv $(VENV) && $(BIN)/pip install -qq --disable-pip-version-check uv==0.13.9
 
-$(READY): requirements.lock pyproject.toml
-	@$(find-python); \
-	echo "Setting up $(VENV) with $$($$python --version); this takes 2 to 5 minutes the first time."; \
-	$$python -m venv $(VENV)
-	@$(BIN)/pip install -qq --disable-pip-version-check -r requirements.lock
-	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -e .
+$(READY): requirements.lock pyproject.toml | $(BIN)/uv
+	@echo "Setting up $(VENV) with $$($(BIN)/python --version); this takes 1 to 5 minutes the first time."
+	@$(UV) pip install -q --python $(BIN)/python --compile-bytecode -r requirements.lock -e .
 	@touch $@
 
 # The explorer is tested in a real browser, with the ipywidgets of the lock and with Colab's.
@@ -105,17 +104,10 @@ $(BROWSER): tests/browser/chromium.py | $(READY)
 	@$(BIN)/python tests/browser/chromium.py
 	@touch $@
 
-# An environment of its own for a list of exact versions, the target's one prerequisite.
-define small-environment
-	@$(find-python); \
-	echo "Setting up $(@D), half a minute."; \
-	$$python -m venv --clear $(@D)
-	@$(@D)/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps -r $<
-	@touch $@
-endef
-
 $(WIDGETS7)/ready: tests/browser/widgets7.txt
-	$(small-environment)
-
 $(SITE)/ready: docs/site/requirements.txt
-	$(small-environment)
+$(WIDGETS7)/ready $(SITE)/ready: | $(BIN)/uv
+	@echo "Setting up $(@D), some seconds."
+	@$(UV) venv -q --clear --python $(BIN)/python $(@D)
+	@$(UV) pip sync -q --python $(@D) $<
+	@touch $@

@@ -51,10 +51,10 @@ def plot_schedule(
     steps = Steps.of(config, num_examples, num_processes)
     meant = Schedule.of(config, steps)
     warmup = meant.num_warmup_steps if num_warmup_steps is None else num_warmup_steps
-    told = replace(meant, num_training_steps=num_training_steps, num_warmup_steps=warmup)
-    curves = {f"as meant: {meant.num_training_steps}": meant, f"as told: {num_training_steps}": told}
+    other = replace(meant, num_training_steps=num_training_steps, num_warmup_steps=warmup)
+    schedules = {f"as meant: {meant.num_training_steps}": meant, f"as told: {num_training_steps}": other}
     updates = range(steps.total_updates)
-    return plot_learning_rates({label: one.applied(updates) for label, one in curves.items()}, axes, steps)
+    return plot_learning_rates({label: schedule.applied(updates) for label, schedule in schedules.items()}, axes, steps)
 
 
 def plot_summary(summary: Mapping[str, Any], axis: str = "updates", axes: "Axes | None" = None) -> "Axes":

@@ -81,6 +81,7 @@ def test_defaults():
     assert {name: getattr(made, name) for name in wanted} == wanted
 
 
+@pytest.mark.filterwarnings("ignore::lora_kit.config.ConfigWarning")  # which don't go together
 def test_match_diffusers_takes_the_scripts_defaults():
     argv = ["--style=outlined", "--match_diffusers"]
     matched = parse_args(argv)

@@ -26,7 +26,7 @@ from running import (
 )
 
 from lora_kit.config import TrainingConfig
-from lora_kit.launch import LaunchError, _explain, free_port, in_process_reason, launch
+from lora_kit.launch import LaunchError, _explain, in_process_reason, launch
 from lora_kit.loss import micro_step_seed
 from lora_kit.output.checkpoints import checkpoints
 from lora_kit.output.lora_file import LORA
@@ -370,15 +370,6 @@ def test_colab_s_one_process_is_said_aloud(tmp_path, monkeypatch, capsys):
     assert "num_processes 2 is not used" in said
     with pytest.raises(LaunchError, match="it can't be one of 2 machines"):
         launch(config(tmp_path), 2, num_machines=2, port=29500)
-
-
-def test_free_ports_are_free():
-    import socket
-
-    port = free_port()
-    assert port > 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", port))
 
 
 def test_first_failure_that_is_no_disconnect(tmp_path):

@@ -1,7 +1,10 @@
 """What the project's files say of each other: dependencies, lock, commands, links."""
 
+import importlib.util
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,10 +32,19 @@ def ranges(lines):
 RUNTIME = ranges(PROJECT["dependencies"])
 LAB = ranges(PROJECT["optional-dependencies"]["lab"])
 TEST = ranges(PROJECT["optional-dependencies"]["test"])
-LOCK = dict(
-    line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")
-)
-PINS = {canonicalize_name(name): version for name, version in LOCK.items()}
+GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+LOCKS = {"site": "docs/site/requirements.txt", "widgets7": "tests/browser/widgets7.txt"}
+
+
+def pins(lock):
+    """{canonical name: version} of a lock's lines; those with hashes go on below."""
+    lines = re.findall(r"^[\w.-]+==.*?(?= \\$|$)", (ROOT / lock).read_text(), flags=re.MULTILINE)
+    found = {canonicalize_name(r.name): r.specifier for r in map(Requirement, lines)}
+    assert len(found) == len(lines)  # one version for every Python and platform
+    return {name: str(specifier).removeprefix("==") for name, specifier in found.items()}
+
+
+PINS = pins("requirements.lock")
 
 
 def test_environment_names_the_packages_of_pyproject():
@@ -50,8 +62,8 @@ def test_no_package_stands_in_two_groups():
 
 def test_every_dependency_has_a_reason():
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
-    named = [line for line in lines if re.match(r'\s+"[a-z][a-z-]*[>=]', line)]
-    assert len(named) == len(RUNTIME) + len(LAB) + len(TEST)
+    named = [line for line in lines if re.match(r'\s+"[a-z][a-z0-9-]*[>=]', line)]
+    assert len(named) == len(RUNTIME) + len(LAB) + len(TEST) + sum(map(len, GROUPS.values()))
     assert [line for line in named if not re.search(r"# \S", line)] == []
 
 
@@ -60,6 +72,20 @@ def test_lock_pins_within_the_range(name):
     assert name in PINS, f"requirements.lock lacks {name}: run 'make lock'"
     wanted = (RUNTIME | LAB | TEST)[name]
     assert wanted.contains(PINS[name]), f"{name}: {PINS[name]} is outside {wanted}: run 'make lock'"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_locks_pin_within_the_ranges_of_their_group(group):
+    found = pins(LOCKS[group])
+    outside = {name: found[name] for name, wanted in ranges(GROUPS[group]).items() if not wanted.contains(found[name])}
+    assert not outside, "run 'make lock'"
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", *LOCKS.values()])
+def test_lock_has_hashes_of_all_but_torch(lock):
+    """torch's depend on which index its build is from."""
+    blocks = re.split(r"\n(?=\w)", (ROOT / lock).read_text())[1:]
+    assert {block.strip() for block in blocks if "--hash=sha256:" not in block} <= {f"torch=={PINS['torch']}"}
 
 
 def test_lock_is_portable():
@@ -71,6 +97,24 @@ def test_hooks_run_the_ruff_of_the_lock():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
     assert [hook["additional_dependencies"] for hook in hooks] == [[f"ruff=={PINS['ruff']}"]] * 2
+
+
+def test_uv_is_told_what_pip_is_configured_for(tmp_path):
+    spec = importlib.util.spec_from_file_location("uv", ROOT / "scripts" / "uv.py")
+    uv = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(uv)
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nindex-url = https://a/simple\nextra-index-url =\n  https://b/simple\n  https://c/simple\n"
+        "find-links = /d /e\nproxy = http://f:1\ncert = /g.pem\n[install]\nindex-url = https://h/simple\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    environment |= {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PIP_PROXY": "http://i:2", "PIP_TIMEOUT": "9"}
+    listing = subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], text=True, env=environment)
+    told = uv.variables(listing)
+    assert told["UV_DEFAULT_INDEX"] == "https://h/simple"
+    assert told["UV_INDEX"] == "https://b/simple https://c/simple"
+    assert told["UV_FIND_LINKS"] == "/d,/e"
+    assert (told["ALL_PROXY"], told["SSL_CERT_FILE"], told["UV_HTTP_TIMEOUT"]) == ("http://i:2", "/g.pem", "9")
 
 
 def without_code(text):

@@ -247,6 +247,7 @@ def test_rates_without_torch_are_the_applied_ones(sizes, chosen, num_processes):
     assert [schedule.rate(update) for update in updates] == applied_learning_rates(made, steps, updates).tolist()
 
 
+@pytest.mark.filterwarnings("ignore::lora_kit.config.ConfigWarning")  # a test of rates ends at a high one
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_range_test_rises_by_the_same_factor_in_each_update(num_processes):
     made = config(

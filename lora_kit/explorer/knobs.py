@@ -1,5 +1,6 @@
 """The explorer's knobs: a widget for each setting, beside a slider the field for its number, under it what is to be said."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from lora_kit.explorer.panels import hint_html
 from lora_kit.explorer.state import RULES, State
 from lora_kit.explorer.widgets import ROW, Quiet, labelled
 from lora_kit.lr_settings import LR_SCHEDULERS
+from lora_kit.system.checks import shown
 
 TARGET_SETS = {
     "attention": " ".join(TARGET_MODULES),
@@ -38,6 +40,7 @@ SLIDERS = {  # the usual ends; a value beyond them moves them
 }  # fmt: skip
 NOTCHES = {"lr_power": 0.1, "adam_beta1": 0.01, "adam_beta2": 0.0001, "adam_weight_decay": 0.005, "max_grad_norm": 0.1}
 LOGARITHMIC = {"learning_rate": (-6, 0), "adam_epsilon": (-12, -2)}
+WIDEST = 10**15  # a slider's end: a browser counts no further
 NOTCH = 0.05  # of a logarithmic slider, as a power of ten
 OWN_HELP = {
     "num_examples": "Pictures in the data set.",
@@ -140,7 +143,7 @@ def as_meant(name: str, value: Any, before: Any) -> Any:
         return value
     if before is not None and math.isclose(value, before, rel_tol=1e-9):
         return before
-    if name in LOGARITHMIC and value > 0:
+    if name in LOGARITHMIC and 0 < value < math.inf:
         notches = math.log10(value) / NOTCH
         if math.isclose(notches, round(notches), abs_tol=1e-6):
             return float(f"{value:.3g}")
@@ -195,19 +198,19 @@ def _put(knob, value, logarithmic):
     if logarithmic and value > 0:
         knob.min, knob.max = min(knob.min, math.floor(math.log10(value))), max(knob.max, math.ceil(math.log10(value)))
     elif knob.has_trait("max") and not logarithmic:
-        knob.min, knob.max = min(knob.min, value), max(knob.max, value)
+        knob.min, knob.max = min(knob.min, value), max(knob.max, min(value, WIDEST))
     knob.value = value
 
 
 def _number(name, text, whole):
-    """The number that was typed; ValueError for what is none."""
-    for kind in (int, float) if whole else (float,):
-        try:
-            value = kind(text)
-        except ValueError:
-            continue
-        return int(value) if whole and math.isfinite(value) and value == int(value) else value
-    raise ValueError(f"{name} {text!r} is no number")
+    """The number that was typed, also a whole one as 1e3; ValueError for what is none."""
+    with contextlib.suppress(ValueError):
+        return int(text) if whole else float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{name} {shown(text)} is no number") from None
+    return int(value) if value.is_integer() else value
 
 
 def _models():

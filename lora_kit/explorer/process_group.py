@@ -34,11 +34,11 @@ class ProcessGroup:
         """The `psutil.Process` of the program and of all that it has started, whatever group they are in, while they live."""
         import psutil
 
-        found = set(self._session() if self.poll() is None else self._left)
-        for process in list(found):
+        processes = set(self._session() if self.poll() is None else self._left)
+        for process in list(processes):
             with contextlib.suppress(psutil.NoSuchProcess):
-                found.update(process.children(recursive=True))
-        return [process for process in found if _lives(process)]
+                processes.update(process.children(recursive=True))
+        return [process for process in processes if _lives(process)]
 
     def end(self) -> None:
         """End them: the program is asked, and what is left after a moment is not. Returns when all of them are gone.
@@ -66,12 +66,12 @@ class ProcessGroup:
     def _session(self):
         import psutil
 
-        found = []
+        processes = []
         for pid in psutil.pids():
             with contextlib.suppress(OSError, psutil.NoSuchProcess):
                 if os.getsid(pid) == self.pid:
-                    found.append(psutil.Process(pid))
-        return found
+                    processes.append(psutil.Process(pid))
+        return processes
 
 
 def _lives(process):

@@ -106,8 +106,8 @@ class Runs:
 
         if self.following:
             return
-        self.trials = self.trials or Trials()
         try:
+            self.trials = self.trials or Trials()
             sentences = self.trials.start(trials, updates=self.length.value)
         except (OSError, ValueError, RuntimeError) as error:
             self._refuse(error)
@@ -149,9 +149,12 @@ class Runs:
                 self.running.value = line
 
     def _stop(self, _button):
-        if self.trials:
-            self.trials.stop()
-            self._look_now.set()
+        try:
+            if self.trials:
+                self.trials.stop()
+        except RuntimeError as error:  # a process that can't be ended
+            self._refuse(error)
+        self._look_now.set()
 
     def _forget(self, _button):
         if not self.following and self.trials:

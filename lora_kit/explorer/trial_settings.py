@@ -26,17 +26,17 @@ def trial_settings(settings: Mapping[str, Any], updates: int) -> tuple[dict[str,
     5
     """
     whole_number("updates", updates)
-    asked = trial_config(settings)
-    model, rules = asked.pretrained_model_name_or_path, asked.lr_step_rules
+    config = trial_config(settings)
+    model, rules = config.pretrained_model_name_or_path, config.lr_step_rules
     if model != "embedded":
         raise ValueError(
             f"pretrained_model_name_or_path {model!r}: a trial trains the embedded model only; use train() or launch()"
         )
-    style = asked.style or "outlined"
-    share = updates / Steps.of(asked, asked.max_train_samples or count_style(style, "lora")).total_updates
-    if asked.lr_scheduler == "piecewise_constant":
+    style = config.style or "outlined"
+    share = updates / Steps.of(config, config.max_train_samples or count_style(style, "lora")).total_updates
+    if config.lr_scheduler == "piecewise_constant":
         rules = _scaled(rules, share)
-    warmup = min(round(asked.lr_warmup_steps * share), updates - 1)
+    warmup = min(round(config.lr_warmup_steps * share), updates - 1)
     own_pictures = "a trial trains on the kit's own pictures"
     changes = {
         "style": (style, own_pictures),
@@ -46,8 +46,8 @@ def trial_settings(settings: Mapping[str, Any], updates: int) -> tuple[dict[str,
         "max_train_steps": (updates, "a trial is a short run"),
         "lr_warmup_steps": (warmup, "the warm-up keeps its share of the run"),
         "lr_step_rules": (rules, "the rules keep their share of the run"),
-        "seed": (asked.seed or 0, "trials are to differ in their settings, not in their noise"),
-        "checkpointing_steps": (max(asked.checkpointing_steps, updates + 1), "a trial writes no checkpoints"),
+        "seed": (config.seed or 0, "trials are to differ in their settings, not in their noise"),
+        "checkpointing_steps": (max(config.checkpointing_steps, updates + 1), "a trial writes no checkpoints"),
         "resume_from_checkpoint": (None, "a trial starts anew"),
         "validation_prompt": (None, "a trial draws pictures of its own"),
         "report_to": ("none", "the page draws the curves"),
@@ -55,13 +55,13 @@ def trial_settings(settings: Mapping[str, Any], updates: int) -> tuple[dict[str,
         "torch_compile": (False, "compiling takes longer than the trial"),
     }
     sentences = [
-        f"{name} {getattr(asked, name)!r} is {value!r} here: {why}"
+        f"{name} {getattr(config, name)!r} is {value!r} here: {why}"
         for name, (value, why) in changes.items()
-        if value != getattr(asked, name)
+        if value != getattr(config, name)
     ]
-    made = {**settings, "hub_token": None, **{name: value for name, (value, _) in changes.items()}}
-    trial_config(made)
-    return made, sentences
+    trial = {**settings, "hub_token": None, **{name: value for name, (value, _) in changes.items()}}
+    trial_config(trial)
+    return trial, sentences
 
 
 def sweep(

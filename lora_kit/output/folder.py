@@ -67,10 +67,10 @@ class OutputFolder:
             return
         self.to_remove = False
         if resumed:
-            kept = [record for record in read_metrics(self.path / METRICS)[1] if record["update"] < first_update]
+            records = [record for record in read_metrics(self.path / METRICS)[1] if record["update"] < first_update]
         else:
             self.put_earlier_run_aside()
-            kept = []
+            records = []
         part = self.path / f"{METRICS}.part"  # the old lines stay under their name until the new ones stand
         self.metrics = open(part, "w+", buffering=1)
         self.write(
@@ -85,7 +85,7 @@ class OutputFolder:
             steps=asdict(steps),
             config={**asdict(config), "hub_token": None},
         )
-        for record in kept:
+        for record in records:
             self.write(**record)
         os.replace(part, self.path / METRICS)
 

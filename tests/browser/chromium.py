@@ -1,56 +1,53 @@
-"""Find a Chromium that playwright can drive, or install one: `python tests/browser/chromium.py`, which `make test` does.
-
-Taken in this order: $LORA_KIT_CHROMIUM, Chromium or Chrome on the PATH, playwright's own.
-"""
+"""Find a Chromium that playwright can drive, or get one: `python tests/browser/chromium.py`, which `make test` does."""
 
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-MISSING = """A browser is missing: the explorer is tested in Chromium. Do one of these, then `make test` again:
-  Debian:            sudo apt-get install chromium
-  Fedora, Arch:      install the package chromium
-  Ubuntu, macOS:     install Google Chrome, or run
-                     .venv/bin/playwright install --with-deps chromium
-  anywhere:          set LORA_KIT_CHROMIUM to the path of a Chromium or Chrome"""
-APT = (
-    "apt-get update -qq && DEBIAN_FRONTEND=noninteractive "
-    "apt-get install -qq -y -o=Dpkg::Use-Pty=0 --no-install-recommends chromium"
+PLAYWRIGHT = f"'{sys.executable}' -m playwright"
+# Only root's commands change the system. That of playwright's own browser fails early where its download can't be reached.
+FOR_ALL = (f"{PLAYWRIGHT} install chromium",)
+FOR_ROOT = (
+    f"{PLAYWRIGHT} install chromium && {PLAYWRIGHT} install-deps chromium",
+    "apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium",
 )
-PLAYWRIGHT = f"'{sys.executable}' -m playwright install chromium"
+MISSING = f"""The explorer is tested in Chromium, and none here starts. Do one of these, then `make test` again:
+  install Chromium or Google Chrome; on Debian: sudo apt-get install chromium
+  let playwright do it: {PLAYWRIGHT} install --with-deps chromium
+  set LORA_KIT_CHROMIUM to the path of a Chromium or Chrome"""
 
 
-def find():
-    """The path of a Chromium. FileNotFoundError, which says what to install, where there is none."""
+def look():
+    """The path of $LORA_KIT_CHROMIUM, else of a Chromium or Chrome on the PATH, else of playwright's own; None without."""
     if named := os.environ.get("LORA_KIT_CHROMIUM"):
-        if not shutil.which(named):
-            raise FileNotFoundError(f"LORA_KIT_CHROMIUM is {named!r}, and that is no program")
         return shutil.which(named)
     if on_path := next(filter(None, map(shutil.which, NAMES)), None):
         return on_path
     with sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-    if not Path(own).is_file():
-        raise FileNotFoundError(MISSING)
-    return own
+        return shutil.which(playwright.chromium.executable_path)
+
+
+def find():
+    """What `look` finds. FileNotFoundError, which says what to install, where that is nothing."""
+    if path := look():
+        return path
+    raise FileNotFoundError(MISSING)
 
 
 def main():
-    with_apt = shutil.which("apt-get") and os.geteuid() == 0
-    for installer in [*([APT] if with_apt else []), PLAYWRIGHT, None]:
-        try:
-            path = find()
+    for command in FOR_ROOT if os.geteuid() == 0 else FOR_ALL:
+        if look() or "LORA_KIT_CHROMIUM" in os.environ:
             break
-        except FileNotFoundError as error:
-            if installer is None or "LORA_KIT_CHROMIUM" in os.environ:
-                return str(error)
-            print(f"No Chromium here yet; trying: {installer}", flush=True)
-            subprocess.run(installer, shell=True, stdout=subprocess.DEVNULL)
+        print(f"No Chromium here yet; trying: {command}", flush=True)
+        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        if done.returncode:
+            print("That failed:", done.stderr.strip().partition("\n")[0], flush=True)
+    if not (path := look()):
+        return MISSING
     version = subprocess.run([path, "--version"], capture_output=True, text=True)
     if version.returncode:  # as where a library is missing
         return f"{path} doesn't start:\n{version.stderr}\n{MISSING}"

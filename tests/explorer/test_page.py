@@ -208,6 +208,7 @@ def test_a_number_beyond_the_slider_is_taken():
         ("lr_warmup_steps", "-3", "lr_warmup_steps -3 must be at least 0: it stays 0"),
         ("lr_warmup_steps", "0.1", "lr_warmup_steps 0.1 is not a whole number: it stays 0"),
         ("lr_warmup_steps", "1e999", "lr_warmup_steps inf is not a whole number: it stays 0"),
+        ("learning_rate", "1e999", "learning_rate inf is not a finite number: it stays 0.001"),
         ("learning_rate", "fast", "learning_rate 'fast' is no number: it stays 0.001"),
         ("learning_rate", "0", "learning_rate 0.0 must be greater than 0: it stays 0.001"),
         ("adam_beta1", "1,5", "adam_beta1 '1,5' is no number: it stays 0.9"),
@@ -237,6 +238,15 @@ def test_a_count_that_can_not_be_is_said_and_changes_nothing():
     page.knobs["max_train_steps"].value = 0
     page.knobs["max_train_steps"].value = -1
     assert "it stays 0" in page.hints["max_train_steps"].value and page.knobs["max_train_steps"].value == 0
+
+
+@pytest.mark.parametrize("name", ["rank", "num_processes", "gradient_accumulation_steps", "lr_warmup_steps"])
+def test_a_number_of_400_digits_stops_nothing(name):
+    page = explorer(max_train_steps=100)
+    page.numbers[name].value = "1" + "0" * 400
+    assert page.knobs[name].max <= 10**15 and "No command" in words(page, "command")
+    page.numbers[name].value = "3"
+    assert page.knobs[name].value == 3 and f"--{name} 3" in words(page, "command")
 
 
 def test_one_group_of_knobs_is_open():

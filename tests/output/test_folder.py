@@ -1,0 +1,119 @@
+"""A run's folder: one run at a time, and nothing of an earlier run, or of somebody else, is lost."""
+
+import errno
+import json
+from types import SimpleNamespace
+
+import filelock
+import pytest
+
+from lora_kit.config import TrainingConfig
+from lora_kit.output.folder import LOCK, OutputFolder, hold
+from lora_kit.output.lora_file import LORA
+from lora_kit.output.metrics import METRICS, read_metrics
+from lora_kit.steps import Steps
+
+CONFIG = TrainingConfig(style="outlined", learning_rate=1e-3, hub_token="hf_secret", report_to="none")
+STEPS = Steps(num_examples=8, train_batch_size=2, max_train_steps=4)
+
+
+@pytest.fixture
+def begin():
+    import torch
+
+    accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"), mixed_precision="no")
+
+    def begin(output, first_update=0, resumed=False):
+        output.begin(first_update, resumed, CONFIG, STEPS, accelerator, seed=3)
+
+    return begin
+
+
+def test_a_second_run_in_the_same_process_is_refused(tmp_path):
+    with OutputFolder(str(tmp_path / "run")):
+        with pytest.raises(ValueError, match="is in use by process [0-9]+ on .*: choose another output_dir"):
+            OutputFolder(str(tmp_path / "run")).__enter__()
+    assert not (tmp_path / "run").exists()
+    with OutputFolder(str(tmp_path / "run")):
+        assert (tmp_path / "run" / LOCK).exists()
+
+
+def test_a_disk_without_file_locks_is_written_all_the_same(tmp_path, monkeypatch, capsys):
+    def acquire(self):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    assert hold(tmp_path / LOCK) is None
+    assert "no file locks on the disk" in capsys.readouterr().err
+    with OutputFolder(str(tmp_path / "run")) as output:
+        assert output.lock is None
+
+
+def test_another_error_of_the_lock_is_an_error(tmp_path, monkeypatch):
+    def acquire(self):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with pytest.raises(ValueError, match="can't be written: OSError Read-only file system"):
+        OutputFolder(str(tmp_path / "run")).__enter__()
+
+
+def test_records(tmp_path, begin):
+    with OutputFolder(str(tmp_path)) as output:
+        begin(output)
+        output.write_update(0, 0, 0.5, 1e-3, None, 0.123456, False)
+        output.write_update(1, 0, 0.4, 1e-3, float("inf"), 0.2, True)
+        output.write_update(2, 1, 0.3, 1e-3, 1.5, 0.3, False)
+    start, updates = read_metrics(tmp_path / METRICS)
+    assert (start["seed"], start["total_updates"], start["config"]["hub_token"]) == (3, 4, None)
+    assert updates == [
+        dict(update=0, epoch=0, loss=0.5, lr=1e-3, grad_norm=None, seconds=0.1235),
+        dict(update=1, epoch=0, loss=0.4, lr=1e-3, grad_norm=None, seconds=0.2, skipped=True),
+        dict(update=2, epoch=1, loss=0.3, lr=1e-3, grad_norm=1.5, seconds=0.3),
+    ]
+    with OutputFolder(str(tmp_path)) as output:
+        begin(output, first_update=2, resumed=True)
+    assert [record["update"] for record in read_metrics(tmp_path / METRICS)[1]] == [0, 1]
+
+
+def test_an_earlier_run_goes_behind_the_highest_number(tmp_path, begin):
+    for name in ("earlier-1", "earlier-7", "earlier-x"):
+        (tmp_path / name).mkdir()
+    (tmp_path / LORA).write_text("old")
+    (tmp_path / "logs").mkdir()
+    with OutputFolder(str(tmp_path)) as output:
+        begin(output)
+    assert (tmp_path / "earlier-8" / LORA).read_text() == "old" and (tmp_path / "earlier-8" / "logs").is_dir()
+
+
+@pytest.mark.parametrize("logging_dir", [".", "..", "../shared", "{outside}"])
+def test_logs_outside_the_folder_stay(logging_dir, tmp_path, begin):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "other run").write_text("mine")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / LORA).write_text("old")
+    (folder / "notes.txt").write_text("mine")
+    with OutputFolder(str(folder), logging_dir.format(outside=shared)) as output:
+        begin(output)
+    assert (shared / "other run").read_text() == (folder / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (folder / "earlier-1").iterdir()] == [LORA]
+
+
+def test_a_folder_of_a_run_that_never_began_goes_unless_somebody_wrote_there(tmp_path, begin):
+    with OutputFolder(str(tmp_path / "a")):
+        pass
+    assert not (tmp_path / "a").exists()
+    with OutputFolder(str(tmp_path / "b")):
+        (tmp_path / "b" / "notes.txt").write_text("mine")
+    assert (tmp_path / "b" / "notes.txt").exists()
+    with OutputFolder(str(tmp_path / "c")) as output:
+        begin(output)
+    assert json.loads((tmp_path / "c" / METRICS).read_text())["event"] == "start"
+    assert not (tmp_path / "c" / LOCK).exists()
+
+
+def test_other_processes_hold_nothing(tmp_path):
+    with OutputFolder(str(tmp_path / "run"), main=False) as output:
+        assert output.lock is None and not (tmp_path / "run").exists()
