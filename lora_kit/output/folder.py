@@ -50,7 +50,8 @@ class OutputFolder:
 
     def __exit__(self, *exception: Any) -> None:
         if self.metrics:
-            self.metrics.close()
+            with suppress(OSError):  # what a full disk didn't take, and what has been said of it
+                self.metrics.close()
         if self.lock:
             (self.path / LOCK).unlink(missing_ok=True)
             self.lock.release()

@@ -59,7 +59,7 @@ def test_disk_full_while_a_checkpoint_is_written(tmp_path):
     done = limited(more, size // 2)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert "checkpoint-4 can't be written" in last and "checkpoint-3 is whole: with room, go on from it" in last
+    assert "checkpoint-4 can't be written" in last and "checkpoint-3 is whole: with room, resume from it" in last
     assert "Traceback" not in done.stderr
     assert {path.name: read(path) for path in checkpoints(folder)} == before
     assert not list(folder.glob("*.part"))
