@@ -68,7 +68,13 @@ def test_the_picture_and_what_is_said_under_it():
         and ">1e-05<" in svg
     )
     assert rest == "<ul><li>a &lt; b</li><li>c</li></ul></div>"
-    assert picture_html(summary | dict(sentences=[])).endswith("</svg></div>")
+    plain = picture_html(summary | dict(sentences=[]))
+    assert (
+        plain.endswith("</svg></div>")
+        and ">0.0005<" in plain
+        and "read at" not in plain
+        and "optimizer updates" in plain
+    )
     assert words(picture_html(dict(curves=[], sentences=["a"]))) == "a"
 
 
@@ -123,7 +129,7 @@ def test_memory_in_words_and_tensor_by_tensor(use_8bit_adam, verb):
         f"their state in 32 bits. It {verb} 1.5 MB of 2 MB. Activations, VAE and text encoder are not counted.</div>"
         "<details><summary>Tensor by tensor</summary>"
     ).replace("&#x27;", "'") in page
-    assert (">▸ 8-bit Adam<" in page) == use_8bit_adam
+    assert (">▸ 8-bit Adam<" in page) == use_8bit_adam and page.endswith("</table></div></details></div>")
     assert table(page, "text-align") == [
         [("shape", "left"), ("tensors", "right"), ("elements", "right"), ("bytes of state of each, 32-bit", "right"),
          ("8-bit Adam", "right"), ("bits there", "right")],
@@ -247,6 +253,7 @@ def test_runs_one_over_the_other():
         assert "optimizer updates" in texts(svg)
         # 10 updates of the running one: one that was stopped counts with what it did
         assert texts(svg)[texts(svg).index("optimizer updates") - 1] == "10"
+    assert words(page).startswith(f"Runs, one over the other{TITLES[0]}a <: 1; b: 1{TITLES[0]}")
     look = style(dict(style=attributes(page, "div", "style")[1]))
     assert (
         look["display"] == "grid"
@@ -277,7 +284,8 @@ def test_a_sweep_as_a_heat_map():
     assert table(page) == [
         ["rank ↓ learning_rate →", "0.001", "0.002"], ["4", "★ 0.2500", "no number"], ["8", "…", "…"], ["16", "0.5000", "…"],
     ]  # fmt: skip
-    assert "loss on fixed pictures, noise and timesteps after each run (★: the lowest)" in words(page)
+    title = "loss on fixed pictures, noise and timesteps after each run (★: the lowest)"
+    assert words(page).startswith(f"The latest sweep{title}rank ↓")
     assert page.count("<svg") == 4
 
 
@@ -314,12 +322,17 @@ def test_what_the_runs_draw(picture):
         )
     ]
     assert texts(page, "span") == list(PROMPTS) == prompts.split(", ")
-    assert words(page).startswith("What is drawn for words that no run trains on, with the same noise each time")
+    assert words(page).startswith(
+        "What is drawn for words that no run trains on, with the same noise each timefoxoctopus"
+    )
     assert {cell["text-align"] for row in read_html(page).tables[0] for cell in row} == {"left"}
-    widths = {style(dict(style=look))["width"] for look in attributes(page, "span", "style")}
-    assert widths == {"92px"} and style(dict(style=attributes(page, "img", "style")[0])) == {
+    assert [style(dict(style=look)) for look in attributes(page, "span", "style")] == 4 * [
+        {"display": "inline-block", "width": "92px", "font-weight": "normal", "text-align": "left"}
+    ]
+    assert style(dict(style=attributes(page, "img", "style")[0])) == {
         "display": "block", "width": "368px", "max-width": "none",
     }  # fmt: skip
+    assert attributes(page, "div", "style")[0] == "padding: 8px 0 4px"
     assert attributes(page, "img", "src")[0].startswith("data:image/png;base64,")
     assert page in runs_html({name: trial(**run) for name, run in runs.items()})
     assert page not in runs_html({name: trial(**run) for name, run in runs.items()}, ([4], [1e-3]))
