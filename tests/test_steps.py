@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import sys
@@ -241,6 +242,15 @@ def test_what_has_passed_by_hand():
     assert one.total_updates == 200  # 100 epochs unless said
     whole = Steps(num_examples=8, train_batch_size=2, gradient_accumulation_steps=3, max_train_steps=5)
     assert whole.passed(4) == dict(updates=4, micro_steps=8, epochs=2.0, images=16)
+
+
+def test_steps_are_named_and_stay_as_they_are():
+    steps = Steps(num_examples=20, train_batch_size=2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        steps.num_examples = 21
+    with pytest.raises(TypeError):
+        Steps(20, 2)
+    assert Steps.of(TrainingConfig(style="outlined", learning_rate=1e-3), 20).num_processes == 1
 
 
 def test_what_a_curve_is_drawn_over():
