@@ -187,7 +187,7 @@ def test_without_a_command_why():
 
 
 def trial(state="running", updates=2, total=10, **more):
-    numbers = dict(loss=[1.0, 0.5][:updates], lr=[0.0, 1e-3][:updates], grad_norm=[2.0, None][:updates])
+    numbers = dict(loss=[1.0, 0.5][:updates], lr=[5e-4, 1e-3][:updates], grad_norm=[2.0, None][:updates])
     return (
         dict(
             state=state,
@@ -247,7 +247,7 @@ def test_runs_one_over_the_other():
     svgs = ["<svg" + svg for svg in svgs]
     assert [texts(svg)[0] for svg in svgs] == TITLES
     names = [[words for words in texts(svg) if ": " in words and words not in TITLES] for svg in svgs]
-    assert names == [["a <: 1", "b: 1"], ["a <: 0.5", "b: 1"], ["a <: 0.001", "b: 0"], ["a <: 2", "b: 2"]]
+    assert names == [["a <: 1", "b: 1"], ["a <: 0.5", "b: 1"], ["a <: 0.001", "b: 0.0005"], ["a <: 2", "b: 2"]]
     for svg, lowest in zip(svgs, ["0.96", "0.6", "0", "0"], strict=True):
         assert texts(svg)[1] == lowest  # losses from their lowest, rate and norm from 0
         assert "optimizer updates" in texts(svg)
@@ -255,11 +255,9 @@ def test_runs_one_over_the_other():
         assert texts(svg)[texts(svg).index("optimizer updates") - 1] == "10"
     assert words(page).startswith(f"Runs, one over the other{TITLES[0]}a <: 1; b: 1{TITLES[0]}")
     look = style(dict(style=attributes(page, "div", "style")[1]))
-    assert (
-        look["display"] == "grid"
-        and look["gap"] == "8px 16px"
-        and "minmax(min(100%, 30em), 1fr)" in look["grid-template-columns"]
-    )
+    columns = "repeat(auto-fit, minmax(min(100%, 30em), 1fr))"
+    assert look == {"display": "grid", "gap": "8px 16px", "grid-template-columns": columns}
+    assert page.count("</svg></div><div><svg") == 3
 
 
 def test_runs_that_have_no_numbers_yet_have_no_pictures():
@@ -267,7 +265,8 @@ def test_runs_that_have_no_numbers_yet_have_no_pictures():
     assert words(page) == "Runs, one over the other" and page.count("<div>") == 0
     assert words(runs_html({})) == "Runs, one over the other"
     assert words(runs_html({"a": trial("stopped", 0, 10, fixed=[])})) == "Runs, one over the other"
-    assert "<svg" in runs_html({"a": trial("stopped", 0, 10)})  # stopped before its first update
+    early = runs_html({"a": trial("stopped", 0, 10)})  # before its first update: the axis goes to 1
+    assert texts(early)[texts(early).index("optimizer updates") - 1] == "1"
 
 
 def test_a_sweep_as_a_heat_map():
@@ -333,7 +332,10 @@ def test_what_the_runs_draw(picture):
         "display": "block", "width": "368px", "max-width": "none",
     }  # fmt: skip
     assert attributes(page, "div", "style")[0] == "padding: 8px 0 4px"
-    assert attributes(page, "img", "src")[0].startswith("data:image/png;base64,")
+    assert attributes(page, "img", "src")[0] == "data:image/png;base64,Z29hbA=="  # "goal"
+    assert table(page, "white-space") == [[("foxoctopusbirthday cakehatching chick", None), ("", None)]] + [
+        [("", "nowrap"), (beside, None)] for _, _, beside in rows(page)
+    ]
     assert page in runs_html({name: trial(**run) for name, run in runs.items()})
     assert page not in runs_html({name: trial(**run) for name, run in runs.items()}, ([4], [1e-3]))
 
@@ -344,6 +346,13 @@ def test_runs_that_draw_the_same_keep_a_row_each(picture):
     assert [beside for _, _, beside in rows(page)] == [
         "a, after 5 updates", "a, after 10 updates", "b, after 5 updates", "b, after 10 updates",
     ]  # fmt: skip
+
+
+def test_only_the_first_run_shows_its_base_model(picture):
+    runs = {name: dict(samples=[(0, picture(name)), (5, picture("later"))], target=None) for name in "ab"}
+    assert [content for _, content, _ in rows(pictures_html(runs))] == ["a", "later", "later"]
+    runs = {"a": dict(samples=[(0, picture("a")), (0, picture("b"))], target=None)}
+    assert [content for _, content, _ in rows(pictures_html(runs))] == ["a"]
 
 
 def test_two_styles_have_two_goals(picture):

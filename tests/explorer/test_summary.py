@@ -354,6 +354,12 @@ def test_weight_decay_at_its_ends(rate, decay, words):
     assert summarize(chosen, 400)["optimizer"][-1][1] == words
 
 
+def test_a_weight_that_decay_overshoots():
+    for decay, words in ((1.5, "-50.00%"), (2.5, "more than 100%")):  # 1 - 1.5 and 1 - 2.5 are left
+        chosen = settings(lr_scheduler="constant", learning_rate=1.0, adam_weight_decay=decay, max_train_steps=1)
+        assert summarize(chosen, 400)["optimizer"][-1][1] == words
+
+
 def test_weight_decay_is_what_the_optimizer_does():
     import torch
 
