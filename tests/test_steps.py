@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import sys
@@ -9,7 +10,7 @@ from running import torchrun
 
 from lora_kit.config import TrainingConfig
 from lora_kit.schedules import Schedule
-from lora_kit.steps import Steps
+from lora_kit.steps import AXES, Steps
 
 # (num_examples, train_batch_size, gradient_accumulation_steps, num_train_epochs, max_train_steps)
 COMBINATIONS = [
@@ -203,6 +204,62 @@ def test_rows_are_the_properties():
     assert (
         dict((name, text) for name, _, text in steps_of((20, 2, 2, 2, 5)).rows())["updates in all"] == "max_train_steps"
     )
+
+
+def test_every_row_by_hand():
+    steps = Steps(
+        num_examples=19, train_batch_size=2, gradient_accumulation_steps=4, num_processes=2, num_train_epochs=3
+    )
+    assert steps.rows() == [
+        ("batches in the data set", 10, "ceil(19 / 2)"),
+        ("micro-steps an epoch", 5, "ceil(10 / 2)"),
+        ("updates an epoch", 2, "ceil(5 / 4)"),
+        ("updates in all", 6, "3 x 2"),
+        ("epochs begun", 3, "ceil(6 / 2)"),
+        ("pictures an update", 16, "2 x 4 x 2"),
+        ("micro-steps in an epoch's last update", 1, "of 4"),
+        ("warm-up for the scheduler", 0, "0 x 2"),
+        ("total for the scheduler", 12, "6 x 2"),
+    ]
+
+
+def test_what_has_passed_by_hand():
+    two = Steps(num_examples=19, train_batch_size=2, gradient_accumulation_steps=4, num_processes=2)
+    assert [two.passed(update) for update in range(4)] == [
+        dict(updates=0, micro_steps=0, epochs=0.0, images=0),
+        dict(updates=1, micro_steps=4, epochs=0.8, images=16),
+        dict(updates=2, micro_steps=5, epochs=1.0, images=20),  # one picture is repeated
+        dict(updates=3, micro_steps=9, epochs=1.8, images=36),
+    ]
+    one = Steps(num_examples=7, train_batch_size=2, gradient_accumulation_steps=3)
+    assert [one.passed(update) for update in range(4)] == [
+        dict(updates=0, micro_steps=0, epochs=0.0, images=0),
+        dict(updates=1, micro_steps=3, epochs=0.75, images=6),
+        dict(updates=2, micro_steps=4, epochs=1.0, images=7),
+        dict(updates=3, micro_steps=7, epochs=1.75, images=13),
+    ]
+    assert list(one.passed(0)) == list(AXES)
+    assert one.total_updates == 200  # 100 epochs unless said
+    whole = Steps(num_examples=8, train_batch_size=2, gradient_accumulation_steps=3, max_train_steps=5)
+    assert whole.passed(4) == dict(updates=4, micro_steps=8, epochs=2.0, images=16)
+
+
+def test_steps_are_named_and_stay_as_they_are():
+    steps = Steps(num_examples=20, train_batch_size=2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        steps.num_examples = 21
+    with pytest.raises(TypeError):
+        Steps(20, 2)
+    assert Steps.of(TrainingConfig(style="outlined", learning_rate=1e-3), 20).num_processes == 1
+
+
+def test_what_a_curve_is_drawn_over():
+    assert AXES == {
+        "updates": "optimizer updates (0 is the first)",
+        "micro_steps": "micro-steps of each process",
+        "epochs": "epochs",
+        "images": "images seen, by all processes",
+    }
 
 
 if __name__ == "__main__":  # one of the two processes of `runs_of_two_processes`

@@ -68,7 +68,13 @@ def test_the_picture_and_what_is_said_under_it():
         and ">1e-05<" in svg
     )
     assert rest == "<ul><li>a &lt; b</li><li>c</li></ul></div>"
-    assert picture_html(summary | dict(sentences=[])).endswith("</svg></div>")
+    plain = picture_html(summary | dict(sentences=[]))
+    assert (
+        plain.endswith("</svg></div>")
+        and ">0.0005<" in plain
+        and "read at" not in plain
+        and "optimizer updates" in plain
+    )
     assert words(picture_html(dict(curves=[], sentences=["a"]))) == "a"
 
 
@@ -123,7 +129,7 @@ def test_memory_in_words_and_tensor_by_tensor(use_8bit_adam, verb):
         f"their state in 32 bits. It {verb} 1.5 MB of 2 MB. Activations, VAE and text encoder are not counted.</div>"
         "<details><summary>Tensor by tensor</summary>"
     ).replace("&#x27;", "'") in page
-    assert (">▸ 8-bit Adam<" in page) == use_8bit_adam
+    assert (">▸ 8-bit Adam<" in page) == use_8bit_adam and page.endswith("</table></div></details></div>")
     assert table(page, "text-align") == [
         [("shape", "left"), ("tensors", "right"), ("elements", "right"), ("bytes of state of each, 32-bit", "right"),
          ("8-bit Adam", "right"), ("bits there", "right")],
@@ -181,7 +187,7 @@ def test_without_a_command_why():
 
 
 def trial(state="running", updates=2, total=10, **more):
-    numbers = dict(loss=[1.0, 0.5][:updates], lr=[0.0, 1e-3][:updates], grad_norm=[2.0, None][:updates])
+    numbers = dict(loss=[1.0, 0.5][:updates], lr=[5e-4, 1e-3][:updates], grad_norm=[2.0, None][:updates])
     return (
         dict(
             state=state,
@@ -241,18 +247,17 @@ def test_runs_one_over_the_other():
     svgs = ["<svg" + svg for svg in svgs]
     assert [texts(svg)[0] for svg in svgs] == TITLES
     names = [[words for words in texts(svg) if ": " in words and words not in TITLES] for svg in svgs]
-    assert names == [["a <: 1", "b: 1"], ["a <: 0.5", "b: 1"], ["a <: 0.001", "b: 0"], ["a <: 2", "b: 2"]]
+    assert names == [["a <: 1", "b: 1"], ["a <: 0.5", "b: 1"], ["a <: 0.001", "b: 0.0005"], ["a <: 2", "b: 2"]]
     for svg, lowest in zip(svgs, ["0.96", "0.6", "0", "0"], strict=True):
         assert texts(svg)[1] == lowest  # losses from their lowest, rate and norm from 0
         assert "optimizer updates" in texts(svg)
         # 10 updates of the running one: one that was stopped counts with what it did
         assert texts(svg)[texts(svg).index("optimizer updates") - 1] == "10"
+    assert words(page).startswith(f"Runs, one over the other{TITLES[0]}a <: 1; b: 1{TITLES[0]}")
     look = style(dict(style=attributes(page, "div", "style")[1]))
-    assert (
-        look["display"] == "grid"
-        and look["gap"] == "8px 16px"
-        and "minmax(min(100%, 30em), 1fr)" in look["grid-template-columns"]
-    )
+    columns = "repeat(auto-fit, minmax(min(100%, 30em), 1fr))"
+    assert look == {"display": "grid", "gap": "8px 16px", "grid-template-columns": columns}
+    assert page.count("</svg></div><div><svg") == 3
 
 
 def test_runs_that_have_no_numbers_yet_have_no_pictures():
@@ -260,7 +265,8 @@ def test_runs_that_have_no_numbers_yet_have_no_pictures():
     assert words(page) == "Runs, one over the other" and page.count("<div>") == 0
     assert words(runs_html({})) == "Runs, one over the other"
     assert words(runs_html({"a": trial("stopped", 0, 10, fixed=[])})) == "Runs, one over the other"
-    assert "<svg" in runs_html({"a": trial("stopped", 0, 10)})  # stopped before its first update
+    early = runs_html({"a": trial("stopped", 0, 10)})  # before its first update: the axis goes to 1
+    assert texts(early)[texts(early).index("optimizer updates") - 1] == "1"
 
 
 def test_a_sweep_as_a_heat_map():
@@ -277,7 +283,8 @@ def test_a_sweep_as_a_heat_map():
     assert table(page) == [
         ["rank ↓ learning_rate →", "0.001", "0.002"], ["4", "★ 0.2500", "no number"], ["8", "…", "…"], ["16", "0.5000", "…"],
     ]  # fmt: skip
-    assert "loss on fixed pictures, noise and timesteps after each run (★: the lowest)" in words(page)
+    title = "loss on fixed pictures, noise and timesteps after each run (★: the lowest)"
+    assert words(page).startswith(f"The latest sweep{title}rank ↓")
     assert page.count("<svg") == 4
 
 
@@ -314,13 +321,21 @@ def test_what_the_runs_draw(picture):
         )
     ]
     assert texts(page, "span") == list(PROMPTS) == prompts.split(", ")
-    assert words(page).startswith("What is drawn for words that no run trains on, with the same noise each time")
+    assert words(page).startswith(
+        "What is drawn for words that no run trains on, with the same noise each timefoxoctopus"
+    )
     assert {cell["text-align"] for row in read_html(page).tables[0] for cell in row} == {"left"}
-    widths = {style(dict(style=look))["width"] for look in attributes(page, "span", "style")}
-    assert widths == {"92px"} and style(dict(style=attributes(page, "img", "style")[0])) == {
+    assert [style(dict(style=look)) for look in attributes(page, "span", "style")] == 4 * [
+        {"display": "inline-block", "width": "92px", "font-weight": "normal", "text-align": "left"}
+    ]
+    assert style(dict(style=attributes(page, "img", "style")[0])) == {
         "display": "block", "width": "368px", "max-width": "none",
     }  # fmt: skip
-    assert attributes(page, "img", "src")[0].startswith("data:image/png;base64,")
+    assert attributes(page, "div", "style")[0] == "padding: 8px 0 4px"
+    assert attributes(page, "img", "src")[0] == "data:image/png;base64,Z29hbA=="  # "goal"
+    assert table(page, "white-space") == [[("foxoctopusbirthday cakehatching chick", None), ("", None)]] + [
+        [("", "nowrap"), (beside, None)] for _, _, beside in rows(page)
+    ]
     assert page in runs_html({name: trial(**run) for name, run in runs.items()})
     assert page not in runs_html({name: trial(**run) for name, run in runs.items()}, ([4], [1e-3]))
 
@@ -331,6 +346,13 @@ def test_runs_that_draw_the_same_keep_a_row_each(picture):
     assert [beside for _, _, beside in rows(page)] == [
         "a, after 5 updates", "a, after 10 updates", "b, after 5 updates", "b, after 10 updates",
     ]  # fmt: skip
+
+
+def test_only_the_first_run_shows_its_base_model(picture):
+    runs = {name: dict(samples=[(0, picture(name)), (5, picture("later"))], target=None) for name in "ab"}
+    assert [content for _, content, _ in rows(pictures_html(runs))] == ["a", "later", "later"]
+    runs = {"a": dict(samples=[(0, picture("a")), (0, picture("b"))], target=None)}
+    assert [content for _, content, _ in rows(pictures_html(runs))] == ["a"]
 
 
 def test_two_styles_have_two_goals(picture):

@@ -184,9 +184,9 @@ def test_an_error_of_the_lora_alone_leaves_the_rest_empty():
 
 
 def test_what_cannot_be_asked_is_raised():
-    with pytest.raises(ValueError, match="trainer 'koya' is unknown; it must be one of kohya, simpletuner,"):
+    with pytest.raises(ValueError, match="^trainer 'koya' is unknown; it must be one of kohya, simpletuner,"):
         summarize(settings(), 400, trainers=("kohya", "koya"))
-    with pytest.raises(ValueError, match="cursor -1 is not a whole number of at least 0"):
+    with pytest.raises(ValueError, match="^cursor -1 is not a whole number of at least 0"):
         summarize(settings(), 400, cursor=-1)
     with pytest.raises(TypeError):
         summarize(None, 400)
@@ -217,6 +217,7 @@ def test_numbers_of_numpy_are_numbers():
 
 def test_a_warm_up_that_is_too_long_is_drawn_as_it_would_be():
     summary = summarize(settings(lr_warmup_steps=500, max_train_steps=300), 400)
+    assert summary["errors"] == ["lr_warmup_steps 500: the run has 300 updates, so the rate never reaches its peak"]
     assert summary["warmup"] == 500 and summary["updates"] == list(range(300))
     np.testing.assert_allclose(summary["rates"], 1e-3 * np.arange(300) / 500, rtol=1e-15)
 
@@ -351,6 +352,12 @@ def test_weight_decay_by_hand():
 def test_weight_decay_at_its_ends(rate, decay, words):
     chosen = settings(lr_scheduler="constant", learning_rate=rate, adam_weight_decay=decay)
     assert summarize(chosen, 400)["optimizer"][-1][1] == words
+
+
+def test_a_weight_that_decay_overshoots():
+    for decay, words in ((1.5, "-50.00%"), (2.5, "more than 100%")):  # 1 - 1.5 and 1 - 2.5 are left
+        chosen = settings(lr_scheduler="constant", learning_rate=1.0, adam_weight_decay=decay, max_train_steps=1)
+        assert summarize(chosen, 400)["optimizer"][-1][1] == words
 
 
 def test_weight_decay_is_what_the_optimizer_does():
