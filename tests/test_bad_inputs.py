@@ -66,7 +66,7 @@ FLAGS = [
     ("target_modules", "to_z", ["no module matched 'to_z'"]),
     ("target_modules", "attn1", ["'attn1' matched", "did you mean"]),
     ("pretrained_model_name_or_path", "./nowhere", ["'./nowhere' does not exist"]),
-    ("pretrained_model_name_or_path", "embeded", ["'embeded' is no model", 'did you mean "embedded"?']),
+    ("pretrained_model_name_or_path", "embeded", ["'embeded' is no model", "did you mean 'embedded'?"]),
 ]
 TOGETHER = [
     (dict(lr_scheduler="cosine", lr_warmup_steps="2"), ["lr_warmup_steps 2 is not shorter than the 2 updates"]),

@@ -25,6 +25,7 @@ COLAB = {
     "accelerate": "1.14.0",
     "datasets": "4.0.0",
     "diffusers": "0.39.0",
+    "filelock": "3.29.0",  # this one and psutil as of June, commit 03a8903
     "ipywidgets": "7.7.1",
     "jupyterlab_widgets": "3.0.16",
     "matplotlib": "3.10.0",
@@ -32,6 +33,7 @@ COLAB = {
     "packaging": "26.3",
     "peft": "0.20.0",
     "pillow": "11.3.0",
+    "psutil": "5.9.5",
     "pyyaml": "6.0.3",
     "safetensors": "0.8.0",
     "torch": "2.11.0+cu128",

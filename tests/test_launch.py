@@ -214,7 +214,7 @@ def test_children_of_a_parent_that_computed_have_one_thread(seen):
 @pytest.mark.slow
 def test_port_that_is_taken(seen):
     what = seen[1]["taken"]
-    assert what["error"] == "LaunchError"
+    assert what["error"] == "PortTaken"
     assert str(seen[1]["port"]) in what["message"]
     assert "is in use" in what["message"] and "choose another, or leave port out" in what["message"]
 

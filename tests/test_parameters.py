@@ -231,6 +231,7 @@ def test_a_hint_is_a_target():
         assert add_lora(model, target_modules=[hint]), (wrong, hint)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # peft, of a second adapter
 def test_another_adapter_leaves_names_and_hints_as_they_were():
     from peft import LoraConfig
 

@@ -24,7 +24,7 @@ from lora_kit.command_line.flags import (
 from lora_kit.command_line.shell import last_command
 from lora_kit.config import FIELDS, kind_of
 from lora_kit.script import SCRIPT
-from lora_kit.system.checks import is_number, is_whole, shown, whole_number
+from lora_kit.system.checks import check_count, shown, whole_number
 
 SCRIPT_FILE = "train_text_to_image_lora.py"
 LAUNCH = "lora_kit.launch"
@@ -54,9 +54,8 @@ def checked_numbers(reading: Reading) -> Reading:
     """The reading with its counts as whole numbers. Raises ValueError where a number is none, or too large to count with."""
     counts = {"num_processes": reading.num_processes, "num_examples": reading.num_examples}
     counts = {name: whole_number(name, value) for name, value in counts.items() if value is not None}
-    for name, value in {**reading.settings, **counts}.items():
-        if is_whole(value) and not is_number(value):
-            raise ValueError(f"{name} {shown(value)} is too large to count with")
+    for name, value in reading.settings.items():
+        check_count(name, value)
     return replace(reading, **counts)
 
 

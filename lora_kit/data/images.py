@@ -52,7 +52,8 @@ class CaptionedImages:
                 import datasets
 
                 (stored,) = item.values()
-                item = datasets.Image().decode_example(stored)
+                with datasets.Image().decode_example(stored) as picture:
+                    return picture.convert("RGB")
             return item.convert("RGB")
         except Exception as error:  # PIL raises OSError, SyntaxError, struct.error ... for what it can't read
             raise ValueError(f"picture {self._names[index]} can't be read: {error}") from error

@@ -42,9 +42,14 @@ def whole_number(name: str, value: Any, low: int = 1, error: type[Exception] = V
     """`value` as an int of at least `low` that can be counted to; raises `error` (ValueError) for anything else."""
     if not is_whole(value) or value < low:
         raise error(f"{name} {shown(value)} is not a whole number of at least {low}")
-    if value > LARGEST:
-        raise error(f"{name} {shown(value)} is more than can be counted: at most {LARGEST}")
+    check_count(name, value, error)
     return int(value)
+
+
+def check_count(name: str, value: Any, error: type[Exception] = ValueError) -> None:
+    """`error` (ValueError) for a whole number beyond what torch and NumPy can count to, above or below."""
+    if is_whole(value) and abs(int(value)) > LARGEST:
+        raise error(f"{name} {shown(value)} is more than can be counted: at most {LARGEST}")
 
 
 def shown(value: Any) -> str:
@@ -96,6 +101,5 @@ def checked(
     ):
         if bound is not None and broken():
             raise ValueError(f"{name} {shown(value)} must be {words} {bound:g}")
-    if kind is int and value > LARGEST:
-        raise ValueError(f"{name} {shown(value)} is more than can be counted: at most {LARGEST}")
+    check_count(name, value)
     return kind(value)

@@ -105,11 +105,12 @@ def test_a_launch_that_leaves_the_number_to_the_machine_says_so(text):
 
 
 def test_this_project_s_own_launch_lines_can_be_pasted():
-    """As they stand in the README, "..." included."""
+    """As they stand in the README, over as many lines."""
     text = Path(__file__).resolve().parents[2].joinpath("README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^python -m lora_kit\.launch .*$", text, re.M)
+    lines = re.findall(r"^python -m lora_kit\.launch (?:.*\\\n)*.*$", text, re.M)
     readings = {read(line).num_processes: read(line).settings for line in lines}
-    assert readings == {2: dict(train_data_dir="my_pictures", learning_rate=1e-4), 8: {}}
+    settings = dict(train_data_dir="my_pictures", learning_rate=1e-4)
+    assert readings == {2: settings, 8: settings}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ HUGE = "9" * 400
     [
         (f"{TRAINING} --max_train_steps {HUGE}", "max_train_steps"),
         (f"{TRAINING} --num_examples {HUGE}", "num_examples"),
-        (f"torchrun --nproc_per_node {'9' * 200} --nnodes {'9' * 200} -m lora_kit.training", "num_processes"),
+        (f"torchrun --nproc_per_node {'9' * 200} --nnodes {'9' * 200} -m lora_kit.training", "nproc_per_node"),
         (f"launch(TrainingConfig(rank=2), num_processes={HUGE})", "num_processes"),
         (f"TrainingConfig(rank=-{HUGE})", "rank"),
         (f"training: {{seed: {HUGE}}}", "seed"),
@@ -182,7 +183,9 @@ HUGE = "9" * 400
     ],
 )
 def test_whole_numbers_that_no_float_holds_are_refused(text, name):
-    with pytest.raises(ValueError, match=rf"^{name} .* is too large to count with$"):
+    with pytest.raises(
+        ValueError, match=rf"(^|--){name}:? .* is more than can be counted: at most 9223372036854775807$"
+    ):
         read(text)
 
 
@@ -316,7 +319,7 @@ def values(name):
     elif kind is bool:
         strategy = st.booleans()
     elif kind is int:
-        strategy = st.integers(rules.get("low", 1), 2**70)
+        strategy = st.integers(rules.get("low", 1), 2**63 - 1)
     elif kind is float:
         low, high = rules.get("low", rules.get("above", 0.0)), rules.get("below")
         strategy = st.floats(

@@ -291,7 +291,7 @@ def test_only_broken_checkpoints_are_an_error(once, pictures, tmp_path):
 
 
 def test_an_old_checkpoint_goes_after_the_new_one_stands(pictures, tmp_path, monkeypatch):
-    import lora_kit.training
+    import lora_kit.output.checkpoints
 
     there = []
 
@@ -299,7 +299,7 @@ def test_an_old_checkpoint_goes_after_the_new_one_stands(pictures, tmp_path, mon
         there.append([path.name for path in checkpoints(tmp_path / "run")])
         Path(part).rename(final)
 
-    monkeypatch.setattr(lora_kit.training, "put_in_place", put_in_place)
+    monkeypatch.setattr(lora_kit.output.checkpoints, "put_in_place", put_in_place)
     run(tmp_path / "run", pictures, center_crop=True, checkpoints_total_limit=1, max_train_steps=3)
     assert there == [[], ["checkpoint-1"], ["checkpoint-2"]]
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-3"]
@@ -347,7 +347,7 @@ def test_a_second_run_in_the_folder_is_refused(pictures, tmp_path):
     made = config(folder, pictures, center_crop=True, max_train_steps=1, lr_warmup_steps=0)
     holder = hold(folder / LOCK)
     done = run_command(["-m", "lora_kit.training", *to_argv(made)])
-    holder.close()
+    holder.release()
     assert done.returncode == 1 and "is in use by process" in done.stderr and "Traceback" not in done.stderr
     assert not (folder / METRICS).exists()
     assert run_command(["-m", "lora_kit.training", *to_argv(made)]).returncode == 0

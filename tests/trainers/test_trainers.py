@@ -128,8 +128,8 @@ def test_division_by_zero_is_explained():
 HUGE = [
     dict(learning_rate=1e308),
     dict(learning_rate=1e300),
-    dict(lr_warmup_steps=10**300),
-    dict(scale_lr=True, train_batch_size=10**300),
+    dict(lr_warmup_steps=2**62),
+    dict(scale_lr=True, train_batch_size=2**62),
 ]
 
 
