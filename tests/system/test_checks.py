@@ -4,7 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_kit.system.checks import checked, did_you_mean, is_number, is_whole, nearest, shown, whole_number
+from lora_kit.system.checks import (
+    check_count,
+    checked,
+    did_you_mean,
+    is_number,
+    is_whole,
+    nearest,
+    shown,
+    whole_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -144,3 +153,19 @@ def test_choices():
     with pytest.raises(ValueError) as caught:
         checked("name", "zzz", str, choices=("no", "fp16"))
     assert str(caught.value) == "name 'zzz' is unknown; It must be one of no, fp16"
+
+
+@pytest.mark.parametrize(
+    "check", [lambda value: whole_number("n", value), lambda value: checked("n", value, int), lambda value: check_count("n", value) or value]
+)  # fmt: skip
+def test_a_number_beyond_what_can_be_counted(check):
+    assert check(9223372036854775807) == 9223372036854775807
+    with pytest.raises(ValueError) as error:
+        check(9223372036854775808)
+    assert str(error.value) == "n 9223372036854775808 is more than can be counted: at most 9223372036854775807"
+
+
+def test_below_what_can_be_counted_and_what_is_no_whole_number():
+    assert check_count("n", -9223372036854775807) is None and check_count("n", 1e300) is None
+    with pytest.raises(KeyError, match="n -9223372036854775808 is more"):
+        check_count("n", -9223372036854775808, KeyError)
