@@ -291,6 +291,11 @@ def test_max_train_steps_and_accumulation_in_sentences():
         "epochs, not 30",
         "scale_lr multiplies the rate by 40, not by 4",
     ]  # a warm-up that is the same share of both runs needs no words
+    long = summarize(settings(max_train_steps=1_000_000), 400, 2)["sentences"]
+    assert long == [
+        "2 processes: an update takes 8 images instead of 4, so the same 1,000,000 updates are 20,000 epochs, not 10,000"
+    ]
+    assert "make 6,000 updates, not 12,000" in summarize(settings(num_train_epochs=120), 400, 2)["sentences"][0]
     alone = summarize(settings(gradient_accumulation_steps=3), 400)["sentences"]
     assert alone == [
         "3 accumulation steps: an update takes 12 images instead of 4, so the same 12 epochs make 408 updates, not 1,200"
@@ -352,6 +357,10 @@ def test_weight_decay_by_hand():
 def test_weight_decay_at_its_ends(rate, decay, words):
     chosen = settings(lr_scheduler="constant", learning_rate=rate, adam_weight_decay=decay)
     assert summarize(chosen, 400)["optimizer"][-1][1] == words
+
+
+def test_the_largest_step_has_three_digits():
+    assert summarize(settings(learning_rate=1.23456e-3), 400)["optimizer"][0][1] == "0.00123"
 
 
 def test_a_weight_that_decay_overshoots():
