@@ -77,7 +77,8 @@ class TrainingConfig:
     no_cache: bool = setting(
         False, "Encode pictures and captions anew in every micro-step: slower, the same but for rounding."
     )
-    seed: int | None = setting(None, "Makes a run repeatable; each process draws its own noise from it.", low=0)
+    # accelerate's set_seed seeds NumPy as well, which takes less than torch
+    seed: int | None = setting(None, "Makes a run repeatable; each process draws its own noise.", low=0, below=2**32)
     rank: int = setting(4, "The rank of the LoRA: how wide its matrices A and B are.")
     lora_alpha: int | None = setting(None, "B A is scaled by lora_alpha / rank; left out: rank.")
     target_modules: tuple[str, ...] = setting(TARGET_MODULES, "The ends of the names of the modules that get a LoRA.")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lora_kit.config import TrainingConfig
@@ -58,6 +59,10 @@ class Schedule:
         """Updates of warm-up, which the first one begins at a rate of 0; 0 where the schedule has none."""
         return self.num_warmup_steps / self.num_processes if self.name in WARM_UP else 0
 
+    @cached_property
+    def _parsed_rules(self) -> tuple[list[tuple[int, float]], float]:
+        return parse_step_rules(self.step_rules)
+
     def rate(self, update: int) -> float:
         """The learning rate that an update uses, 0 the first, also past the end. No torch is loaded."""
         return self.peak * self.factor(update * self.num_processes)
@@ -72,7 +77,7 @@ class Schedule:
         if name == "constant":
             return 1.0
         if name == "piecewise_constant":
-            rules, last = parse_step_rules(self.step_rules)
+            rules, last = self._parsed_rules
             return next((factor for boundary, factor in rules if step < boundary), last)
         if step < warmup:
             return step / max(1, warmup)

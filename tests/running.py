@@ -1,12 +1,17 @@
 """What several test files need to run things: commands, processes, kernels, and what they leave."""
 
 import hashlib
+import importlib
 import json
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -22,6 +27,7 @@ CPU_ONLY = pytest.mark.skipif(
 PATIENCE = (
     600  # seconds after which an event is taken for one that never comes; no test depends on how long things take
 )
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def wait_for(event, process=None):
@@ -46,7 +52,7 @@ def alive(number):
 
 def run_command(command, timeout=PATIENCE, **environment):
     """A command to its end, with one thread a process: `subprocess.run`'s result. No child is left after a time-out."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
+    environment = os.environ | ENVIRONMENT | environment
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     with subprocess.Popen([sys.executable, *map(str, command)], **pipes) as process:
         try:
@@ -56,6 +62,78 @@ def run_command(command, timeout=PATIENCE, **environment):
             out, err = process.communicate(timeout=PATIENCE)
             raise AssertionError(f"no end after {timeout} s: {err[-2000:]}") from None
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+# Of a short run nearly all is importing. So one process imports everything, and each program is a fork of it.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "lora_kit.training", "lora_kit.launch", "accelerate", "datasets", "diffusers.optimization", "diffusers.utils",
+        "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl", "peft",
+        "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip", "safetensors.torch",
+        "diffusers.schedulers.scheduling_ddpm", "torch.distributed.launcher.api", "tqdm", "PIL.Image",
+    ]
+)  # fmt: skip
+
+
+def _program(module, argv, environment, out, err, largest):
+    os.setsid()
+    for stream, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    if largest:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    status = None
+    try:
+        importlib.import_module(module).main(argv)
+    except SystemExit as end:
+        status = end.code
+    sys.exit(status)  # only here, as a progress bar that the exception holds is closed before
+
+
+class Program:
+    """`python -m module *argv` without the imports, running: `pid`, `poll`, `returncode`, and `end`, its result.
+
+    largest: bytes beyond which its files can't grow, as on a full disk. environment: what differs from the test's.
+    """
+
+    def __init__(self, module, *argv, largest=None, **environment):
+        own = {name: os.environ.get(name) for name in ENVIRONMENT}
+        os.environ |= ENVIRONMENT  # libraries read these as they are imported
+        try:
+            forkserver.ensure_running()
+        finally:
+            for name, value in own.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name, name) for name in ("out", "err")]
+        environment = dict(os.environ) | ENVIRONMENT | environment
+        arguments = (module, list(map(str, argv)), environment, *map(str, self._files), largest)
+        self._process = FORKS.Process(target=_program, args=arguments)
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    poll = returncode.fget
+
+    def end(self):
+        """A `CompletedProcess`, when the program is done. Nothing of it is left after a time-out."""
+        self._process.join(PATIENCE)
+        if self.returncode is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self._process.join()
+        out, err = (path.read_text() if path.exists() else "" for path in self._files)
+        self._folder.cleanup()
+        return subprocess.CompletedProcess([], self.returncode, out, err)
+
+
+def program(module, *argv, **how):
+    """A `Program` to its end."""
+    return Program(module, *argv, **how).end()
 
 
 def fingerprint(path):
@@ -103,7 +181,7 @@ class Kernel:
     def __init__(self):
         from jupyter_client.manager import KernelManager
 
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
+        environment = os.environ | ENVIRONMENT | {"MPLBACKEND": "agg"}
         self.manager = KernelManager(kernel_name="python3")
         self.manager.start_kernel(env=environment)
         self.client = self.manager.client()

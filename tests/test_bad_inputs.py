@@ -29,7 +29,9 @@ def bad_values():
             low = rules.get("low", 1)
             for value in ("many", "1.5", "1e3"):
                 yield name, value, [f"--{name}", repr(value)]
-            yield name, below(low), [name, below(low), f"at least {low:g}"]
+            yield name, below(low), [name, below(low), f"at least {low}"]
+            if "below" in rules:
+                yield name, str(rules["below"]), [name, str(rules["below"]), f"less than {rules['below']}"]
         elif kind is float:
             yield name, "fast", [f"--{name}", "'fast'"]
             for value in ("nan", "inf"):

@@ -205,7 +205,7 @@ def shown(cell):
 
 @pytest.mark.slow
 def test_the_first_cell_exchanges_nothing_and_what_follows_runs(tmp_path, source):
-    """Of notebook 03 all but the exercises, which trains a LoRA; then of notebook 06, in the same kernel, the explorer."""
+    """Of notebook 00 the first part, which trains a LoRA; then of notebook 06, in the same kernel, the explorer."""
     if not WIDGETS7.is_dir():
         pytest.skip(f"{WIDGETS7} is missing: `make test` sets it up")
     colab = Colab(tmp_path, source)
@@ -213,10 +213,10 @@ def test_the_first_cell_exchanges_nothing_and_what_follows_runs(tmp_path, source
     before = colab.installed()
     assert before["ipywidgets"][0] == COLAB["ipywidgets"] and not before.keys() & NOT_THERE
 
-    schedules = code_cells("03_schedules.ipynb", until="An update that moves nothing")
+    first_run = code_cells("00_start_here.ipynb", until="What a wrong value says")
     explore = code_cells("06_explore.ipynb", until="4. Accumulation")[1:]
-    done = colab.execute(schedules + explore)
-    assert any("update 11: recorded" in shown(cell) for cell in done)
+    done = colab.execute(first_run + explore)
+    assert any("update 3: loss" in shown(cell) for cell in done)
     assert any("ipywidgets 7.7.1" in shown(cell) for cell in done)
     kinds = [kind for cell in done for output in cell["outputs"] for kind in output.get("data", {})]
     assert "application/vnd.jupyter.widget-view+json" in kinds

@@ -34,7 +34,7 @@ from lora_kit.output.metrics import METRICS
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
 
-RELAUNCHES = 10
+RELAUNCHES = 3
 RUN = dict(
     style="outlined", resolution=64, learning_rate=2e-3, train_batch_size=2, max_train_samples=18, seed=0,
     report_to="none", gradient_accumulation_steps=2, max_train_steps=5, checkpointing_steps=2, lr_scheduler="cosine",

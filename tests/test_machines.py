@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import CPU_ONLY, PATIENCE, alive, children, fingerprint, run_command, updates, wait_for
+from running import CPU_ONLY, ENVIRONMENT, PATIENCE, Program, alive, children, fingerprint, program, updates, wait_for
 from test_launch import config
 
 from lora_kit.command_line.flags import parse_launch_args, to_argv
@@ -19,37 +20,23 @@ from lora_kit.output.lora_file import LORA
 from lora_kit.output.metrics import METRICS
 from lora_kit.system.world import free_port
 
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-
-def together(commands, timeout=PATIENCE, environments=None):
-    """(status, output) of commands that run at the same time."""
-    environments = environments or [{}] * len(commands)
-    running = [
-        subprocess.Popen(
-            [str(word) for word in command], env=os.environ | ENVIRONMENT | extra, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=Path(__file__).parents[1],
-        )
-        for command, extra in zip(commands, environments, strict=True)
-    ]  # fmt: skip
-    try:
-        return [(one.communicate(timeout=timeout)[0], one.returncode)[::-1] for one in running]
-    finally:
-        for one in running:
-            one.kill()
-
-
-def machine(rank, folder, port, num_processes, address="127.0.0.1", num_machines=2):
-    own = ["--num_machines", num_machines, "--machine_rank", rank, "--num_processes", num_processes]
+def machine(rank, folder, port, num_processes, address="127.0.0.1", **changes):
+    own = ["--num_machines", 2, "--machine_rank", rank, "--num_processes", num_processes]
     own += ["--main_process_ip", address, "--main_process_port", port]
-    return [sys.executable, "-m", "lora_kit.launch", *own, *to_argv(config(folder))]
+    return [*own, *to_argv(config(folder, **changes))]
+
+
+def together(machines):
+    """The launchers of several machines to their end, at the same time."""
+    return [running.end() for running in [Program("lora_kit.launch", *argv) for argv in machines]]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """One machine with two processes, by this kit's launcher."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    done = run_command(["-m", "lora_kit.launch", "--num_processes", 2, *to_argv(config(folder))])
+    done = program("lora_kit.launch", "--num_processes", 2, *to_argv(config(folder)))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[0] == "the same with"
     return folder, done.stdout
@@ -59,9 +46,9 @@ def alone(tmp_path_factory):
 @pytest.mark.slow
 def test_two_machines_of_one_process_train_as_one_machine_of_two(alone, tmp_path):
     folder, port = tmp_path / "run", free_port()
-    for status, said in together([machine(rank, folder, port, 1) for rank in (0, 1)]):
-        assert status == 0, said[-3000:]
-        assert "2 process(es) trained on" in said
+    for done in together([machine(rank, folder, port, 1) for rank in (0, 1)]):
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "2 process(es) trained on" in done.stdout
     assert fingerprint(folder / LORA) == fingerprint(alone[0] / LORA)
     assert updates(folder) == updates(alone[0])
 
@@ -69,14 +56,10 @@ def test_two_machines_of_one_process_train_as_one_machine_of_two(alone, tmp_path
 @CPU_ONLY
 @pytest.mark.slow
 def test_two_machines_of_two_processes_are_a_world_of_four(tmp_path):
-    folders = [tmp_path / "two machines", tmp_path / "one machine"]
-    port = free_port()
-    commands = [[*machine(rank, folders[0], port, 2), "--max_train_steps=2"] for rank in (0, 1)]
-    for status, said in together(commands):
-        assert status == 0, said[-3000:]
-    done = run_command(
-        ["-m", "lora_kit.launch", "--num_processes", 4, *to_argv(config(folders[1])), "--max_train_steps=2"]
-    )
+    folders, port = [tmp_path / "two machines", tmp_path / "one machine"], free_port()
+    for done in together([machine(rank, folders[0], port, 2, max_train_steps=2) for rank in (0, 1)]):
+        assert done.returncode == 0, done.stderr[-3000:]
+    done = program("lora_kit.launch", "--num_processes", 4, *to_argv(config(folders[1], max_train_steps=2)))
     assert done.returncode == 0, done.stderr[-3000:]
     assert [json.loads((one / METRICS).read_text().splitlines()[0])["num_processes"] for one in folders] == [4, 4]
     assert fingerprint(folders[0] / LORA) == fingerprint(folders[1] / LORA)
@@ -96,28 +79,23 @@ def test_the_lines_that_are_printed_do_the_same(alone, tmp_path):
             command, shell=True, capture_output=True, text=True,
             env=os.environ | ENVIRONMENT | {"PATH": f"{binaries}:{os.environ['PATH']}"}, cwd=Path(__file__).parents[1],
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
+        assert re.findall(r"^(\d+) updates in .* on (\d) process\(es\)", done.stdout, re.M) == [("5", "2")]  # said once
         assert fingerprint(other / LORA) == fingerprint(folder / LORA)
+        assert updates(other) == updates(folder)
 
 
 @CPU_ONLY
 @pytest.mark.slow
 def test_an_interrupt_ends_every_process(tmp_path):
     folder = tmp_path / "run"
-    argv = to_argv(config(folder, max_train_steps=10_000))
-    command = [sys.executable, "-m", "lora_kit.launch", "--num_processes", "2", *argv]
-    running = subprocess.Popen(
-        command, env=os.environ | ENVIRONMENT, cwd=Path(__file__).parents[1], start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        wait_for(lambda: (folder / METRICS).exists() and updates(folder), running)
-        forked = children(running.pid)
-        os.killpg(running.pid, signal.SIGINT)
-        said, _ = running.communicate(timeout=PATIENCE)
-    finally:
-        running.kill()
-    assert running.returncode == 130, said[-2000:]
+    argv = ["--num_processes", 2, *to_argv(config(folder, max_train_steps=10_000))]
+    running = Program("lora_kit.launch", *argv)
+    wait_for(lambda: (folder / METRICS).exists() and updates(folder), running)
+    forked = children(running.pid)
+    os.killpg(running.pid, signal.SIGINT)
+    done = running.end()
+    assert done.returncode == 130, done.stderr[-2000:]
     assert len(forked) == 2 and not any(map(alive, forked))
 
 
@@ -154,13 +132,18 @@ def namespaces():
 @CPU_ONLY
 @pytest.mark.slow
 def test_two_network_namespaces_train_as_one_machine(namespaces, alone, tmp_path):
-    folder = tmp_path / "run"
-    commands = [
-        ["ip", "netns", "exec", name, *machine(rank, folder, 29500, 1, "10.90.0.1")]
-        for rank, name in enumerate(namespaces)
-    ]
-    for status, said in together(commands, environments=[{"GLOO_SOCKET_IFNAME": f"lk{rank}"} for rank in (0, 1)]):
-        assert status == 0, said[-3000:]
+    folder, machines = tmp_path / "run", []
+    for rank, name in enumerate(namespaces):
+        command = ["ip", "netns", "exec", name, sys.executable, "-m", "lora_kit.launch"]
+        command += map(str, machine(rank, folder, 29500, 1, "10.90.0.1"))
+        own = ENVIRONMENT | {"GLOO_SOCKET_IFNAME": f"lk{rank}"}
+        machines.append(subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, text=True))
+    try:
+        said = [one.communicate(timeout=PATIENCE)[1] for one in machines]
+    finally:
+        for one in machines:
+            one.kill()
+    assert [one.returncode for one in machines] == [0, 0], "".join(said)[-3000:]
     assert fingerprint(folder / LORA) == fingerprint(alone[0] / LORA)
 
 
@@ -206,6 +189,6 @@ def test_the_launcher_s_own_flags_and_the_run_s(tmp_path):
 
 
 def test_print_only_starts_nothing(tmp_path):
-    done = run_command(["-m", "lora_kit.launch", "--print_only", *to_argv(config(tmp_path / "run"))])
+    done = program("lora_kit.launch", "--print_only", *to_argv(config(tmp_path / "run")))
     assert done.returncode == 0 and done.stdout.count("-m lora_kit.training") == 2
     assert not (tmp_path / "run").exists()

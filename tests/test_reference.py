@@ -1,22 +1,19 @@
 """match_diffusers against figures of diffusers' own LoRA script, which benchmarks/compare.py --record has written.
 
 The script itself isn't needed here. The losses and rates are those of every update, the sums those of the final file.
-Run as a script, under torchrun, this file trains for its own tests on two processes.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from running import program
 
 from lora_kit.command_line.flags import parse_args
 from lora_kit.output.lora_file import LORA
 from lora_kit.output.metrics import METRICS
-from lora_kit.system.world import leave_process_group
 from lora_kit.training import train
 
 ROOT = Path(__file__).parents[1]
@@ -53,34 +50,20 @@ def folder(tmp_path_factory):
         yield place
 
 
-def train_all(commands):
-    """[(loss, rate)] of every update that these starts of one run make, those that are made again included."""
-    updates = []
-    for argv in commands:
-        result = train(parse_args(argv), progress=False)
-        lines = [json.loads(line) for line in Path(result.output_dir, METRICS).read_text().splitlines()]
-        updates += [(line["loss"], line["lr"]) for line in lines if line.get("update", -1) >= lines[0]["first_update"]]
-    return updates
-
-
 def run(case, folder, output_dir, *extra):
-    """What `train_all` gives: here for one process, else from processes that are started as users start them."""
+    """[(loss, rate)] of every update that the starts of one run make, those that are made again included."""
     places = ["--train_data_dir", str(folder / case["data"]), "--cache_dir", str(folder / "datasets")]
     places += ["--output_dir", str(output_dir), "--report_to", "none", "--match_diffusers", *extra]
-    commands = [[*argv, *places] for argv in case["commands"]]
-    if case["processes"] == 1:
-        return train_all(commands)
-    record = output_dir.with_suffix(".json")
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={case['processes']}"]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, *launcher, __file__, str(record), json.dumps(commands)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(record.read_text())
+    updates = []
+    for argv in case["commands"]:
+        if case["processes"] == 1:
+            train(parse_args([*argv, *places]), progress=False)
+        else:
+            done = program("lora_kit.launch", "--num_processes", case["processes"], *argv, *places)
+            assert done.returncode == 0, done.stderr[-3000:]
+        lines = [json.loads(line) for line in Path(output_dir, METRICS).read_text().splitlines()]
+        updates += [(line["loss"], line["lr"]) for line in lines if line.get("update", -1) >= lines[0]["first_update"]]
+    return updates
 
 
 def check(case, updates, lora):
@@ -108,10 +91,3 @@ def test_a_run_is_the_script_s_own(name, processes, folder, tmp_path):
 def test_without_the_caches_too(name, folder, tmp_path):
     case = CASES[name, 1]
     check(case, run(case, folder, tmp_path, "--no_cache"), tmp_path / LORA)
-
-
-if __name__ == "__main__":
-    made = train_all(json.loads(sys.argv[2]))
-    if int(os.environ["RANK"]) == 0:
-        Path(sys.argv[1]).write_text(json.dumps(made))
-    leave_process_group()

@@ -294,3 +294,10 @@ def test_rules_that_no_schedule_reads_are_not_read():
     with pytest.warns(match="ignores lr_step_rules 'x'"):
         made = config("linear", lr_step_rules="x", max_train_steps=4)
     assert applied_learning_rates(made, Steps.of(made, 20)).tolist() == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+
+
+def test_rules_are_read_once_for_a_whole_schedule(monkeypatch):
+    read = []
+    monkeypatch.setattr("lora_kit.schedules.parse_step_rules", lambda rules: read.append(rules) or ([(2, 1.0)], 0.5))
+    schedule = Schedule("piecewise_constant", peak=1e-3, step_rules="1:2,0.5")
+    assert [schedule.rate(update) for update in range(4)] == [1e-3, 1e-3, 5e-4, 5e-4] and read == ["1:2,0.5"]

@@ -111,7 +111,7 @@ class Explorer:
             ipywidgets.Checkbox, "logarithmic", "Rates on a logarithmic scale.", style=NARROW_LABEL, layout={"width": "8em"},
             indent=False,
         )  # fmt: skip
-        text = "Moves the line in the picture; the rates there stand below it. A pointer that rests on the picture reads them, too."
+        text = "Moves the line in the picture; the rates there stand below it."
         self.cursor = labelled(ipywidgets.IntSlider, "read at update", text, style=NARROW_LABEL, max=1)
         self.pin, self.unpin = (ipywidgets.Button(description=words, layout=BUTTON) for words in ("Pin", "Unpin all"))
         self.pin.tooltip = "Keep this curve in the picture while the settings change; three at most."

@@ -100,6 +100,6 @@ def checked(
         (below, lambda: value >= below, "less than"),
     ):
         if bound is not None and broken():
-            raise ValueError(f"{name} {shown(value)} must be {words} {bound:g}")
+            raise ValueError(f"{name} {shown(value)} must be {words} {bound if is_whole(bound) else f'{bound:g}'}")
     check_count(name, value)
     return kind(value)

@@ -319,7 +319,7 @@ def values(name):
     elif kind is bool:
         strategy = st.booleans()
     elif kind is int:
-        strategy = st.integers(rules.get("low", 1), 2**63 - 1)
+        strategy = st.integers(rules.get("low", 1), rules.get("below", 2**63) - 1)
     elif kind is float:
         low, high = rules.get("low", rules.get("above", 0.0)), rules.get("below")
         strategy = st.floats(

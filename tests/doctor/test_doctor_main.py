@@ -1,34 +1,25 @@
 """The command line, as a process of its own."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from running import run_command
 
 from lora_kit.doctor import ERROR
 from lora_kit.doctor.__main__ import main
 
-ROOT = Path(__file__).parents[2]
 
-
-def run_doctor(*argv):
-    command = [sys.executable, "-m", "lora_kit.doctor", *argv]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, capsys):
     flags = ["--style", "outlined", "--resolution", "64", "--learning_rate", "1e-3", "--output_dir", str(tmp_path)]
-    done = run_doctor(*flags, "--max_train_steps", "20", "--max_train_samples", "16", "--try_updates", "4")
+    done = run_command(
+        ["-m", "lora_kit.doctor", *flags, "--max_train_steps=20", "--max_train_samples=16", "--try_updates=4"]
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 error(s)" in done.stdout and "✓ movement" in done.stdout
-    done = run_doctor(*flags, "--lr_scheduler", "cosine", "--lr_warmup_steps", "0.1", "--ranks", "4", "--json")
-    assert done.returncode == 1
-    records = json.loads(done.stdout)
-    assert [record["check"] for record in records if record["status"] == ERROR] == ["settings", "warm-up"]
-    assert "did you mean --rank?" in done.stdout
-    assert "Traceback" not in done.stderr
+    assert "0 error(s)" in done.stdout and "✓ movement" in done.stdout and "Traceback" not in done.stderr
+    assert main([*flags, "--lr_scheduler", "cosine", "--lr_warmup_steps", "0.1", "--ranks", "4", "--json"]) == 1
+    said = capsys.readouterr().out
+    assert [one["check"] for one in json.loads(said) if one["status"] == ERROR] == ["settings", "warm-up"]
+    assert "did you mean --rank?" in said
 
 
 FLAGS = ["--style", "outlined", "--learning_rate", "1e-3", "--max_train_steps", "100", "--num_examples", "400"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from running import fingerprint, run_command, torchrun
+from running import fingerprint, program
 
 from lora_kit.command_line.flags import to_argv
 from lora_kit.config import ConfigWarning, TrainingConfig
@@ -104,7 +104,7 @@ def test_going_on_after_any_update_equals_never_stopping(whole, pictures, tmp_pa
 def test_the_same_on_two_processes(kind, pictures, tmp_path):
     def go(folder, **settings):
         made = config(folder, pictures, **KINDS[kind], lr_warmup_steps=1, **settings)
-        done = torchrun("-m", "lora_kit.training", *to_argv(made))
+        done = program("lora_kit.launch", "--num_processes", 2, *to_argv(made))
         assert done.returncode == 0, done.stderr[-3000:]
 
     go(tmp_path / "whole")
@@ -158,8 +158,8 @@ def test_what_can_t_go_on_is_refused(settings, words, once, pictures, tmp_path):
 def test_another_number_of_processes_is_refused(once, pictures, tmp_path):
     stopped = stopped_after(once, 3, tmp_path / "stopped")
     made = config(stopped, pictures, center_crop=True, resume_from_checkpoint="latest")
-    done = torchrun("-m", "lora_kit.training", *to_argv(made))
-    assert done.returncode != 0
+    done = program("lora_kit.launch", "--num_processes", 2, *to_argv(made))
+    assert done.returncode == 1
     assert "num_processes was 1 and is 2: each process has its own random state" in done.stderr
 
 
@@ -346,11 +346,11 @@ def test_a_second_run_in_the_folder_is_refused(pictures, tmp_path):
     folder.mkdir()
     made = config(folder, pictures, center_crop=True, max_train_steps=1, lr_warmup_steps=0)
     holder = hold(folder / LOCK)
-    done = run_command(["-m", "lora_kit.training", *to_argv(made)])
+    done = program("lora_kit.training", *to_argv(made))
     holder.release()
     assert done.returncode == 1 and "is in use by process" in done.stderr and "Traceback" not in done.stderr
     assert not (folder / METRICS).exists()
-    assert run_command(["-m", "lora_kit.training", *to_argv(made)]).returncode == 0
+    assert program("lora_kit.training", *to_argv(made)).returncode == 0
     assert not (folder / LOCK).exists()
 
 

@@ -1,4 +1,4 @@
-"""Writes down, for each message that the server sends about a kernel, whether the connection waits before it sends (test_smoke.py)."""
+"""Writes down, for each message that the server sends about a kernel, whether the connection waits before it sends (test_servers.py)."""
 
 import os
 import socket

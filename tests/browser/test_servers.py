@@ -1,4 +1,4 @@
-"""The explorer in a real browser: it is drawn, and it follows a slider. In JupyterLab and voila, with ipywidgets 8 and 7.7."""
+"""The servers that `make lab` and `make explorer` start: what reaches the browser, and when."""
 
 import os
 
@@ -7,28 +7,10 @@ import pytest
 from playwright.sync_api import expect
 
 
-def test_the_picture_follows_a_slider(front_end, page):
-    picture = front_end.show(page)
-    old_slider = page.locator(".ui-slider-handle").count() > 0  # ipywidgets 7 has jQuery's
-    assert old_slider == (front_end.name == "widgets7")
-    before = picture.inner_html()
-    handle = front_ends.slider(page, "learning_rate")
-    handle.focus()
-    handle.press("ArrowRight")
-    expect(picture).not_to_have_js_property("innerHTML", before)
-    page.screenshot(path=front_ends.KEPT / f"{front_end.name}.png", full_page=True)
-
-
-def test_the_notebook_of_make_explorer(voila, page):
-    notebook = front_ends.ROOT / "scripts" / "explorer.ipynb"
-    (voila.folder / notebook.name).write_bytes(notebook.read_bytes())
-    page.goto(f"{voila.url}/voila/render/{notebook.name}")
-    page.locator(front_ends.PICTURE).first.wait_for(timeout=front_ends.SHOWN)
-    expect(page.get_by_role("heading", level=1)).to_be_visible()
-
-
-@pytest.mark.parametrize("as_make", [True, False], ids=["as make starts it", "as it comes"])
-@pytest.mark.parametrize("name", ["jupyterlab", "voila"])
+@pytest.mark.parametrize(
+    ("name", "as_make"), [("jupyterlab", True), ("jupyterlab", False), ("voila", True)],
+    ids=["jupyterlab as make starts it", "jupyterlab as it comes", "voila as make starts it"],
+)  # fmt: skip
 def test_a_server_of_make_holds_no_message_back(name, as_make, page, tmp_path):
     """With Nagle's algorithm most answers to keys in quick succession wait the 40 ms until the browser's acknowledgement. Its
     switch is read whenever the server sends a message of the kernel; as it comes the server leaves the algorithm on."""
