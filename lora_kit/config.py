@@ -16,6 +16,7 @@ from typing import Any
 from lora_kit.lr_settings import LR_END, LR_SCHEDULERS, READ_BY, WARM_UP, check_warmup, parse_step_rules, problem_of
 from lora_kit.script import KIT, SCRIPT, Behaviour
 from lora_kit.system.checks import checked, did_you_mean
+from lora_kit.system.secret import Secret
 
 STYLES = ("twemoji", "outlined", "line_art", "blueprint", "openmoji", "openmoji_line")
 INTERPOLATION_MODES = ("nearest", "nearest_exact", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -23,7 +24,7 @@ TARGET_MODULES = ("to_k", "to_q", "to_v", "to_out.0")
 USUAL_LEARNING_RATES = (1e-5, 1e-2)
 OWN_SETTINGS = (  # what diffusers' script has no flag for
     "style", "target_modules", "lora_alpha", "lr_num_cycles", "lr_power", "lr_step_rules", "match_diffusers", "no_cache",
-    "attention", "channels_last", "torch_compile",
+    "allow_nan", "attention", "channels_last", "torch_compile",
 )  # fmt: skip
 
 
@@ -74,9 +75,8 @@ class TrainingConfig:
         "Make the very LoRA that diffusers' own script makes: its random numbers, updates, defaults and file, "
         "and its defects, which --help lists at its end.",
     )
-    no_cache: bool = setting(
-        False, "Encode pictures and captions anew in every micro-step: slower, the same but for rounding."
-    )
+    no_cache: bool = setting(False, "Encode everything anew in every micro-step: slower, the same but for rounding.")
+    allow_nan: bool = setting(False, "Run on where the loss or the LoRA becomes NaN or infinite; else it ends the run.")
     # accelerate's set_seed seeds NumPy as well, which takes less than torch
     seed: int | None = setting(None, "Makes a run repeatable; each process draws its own noise.", low=0, below=2**32)
     rank: int = setting(4, "The rank of the LoRA: how wide its matrices A and B are.")
@@ -128,7 +128,7 @@ class TrainingConfig:
     torch_compile: bool = setting(False, "Compile the UNet with torch.compile before the first update.")
     enable_xformers_memory_efficient_attention: bool = setting(False, "Use xformers' attention.")
     push_to_hub: bool = setting(False, "Upload the LoRA when the run is done.")
-    hub_token: str | None = setting(None, "The token for that; a login is safer.")
+    hub_token: Secret | None = setting(None, "The token for that; a login is safer.")  # noqa: RUF009 -- a plain field
     hub_model_id: str | None = setting(None, "The repository for that; left out: output_dir's name.")
 
     def __post_init__(self):

@@ -6,6 +6,7 @@ launchers.py; torch, distributed/launcher/api.py.
 """
 
 import contextlib
+import faulthandler
 import io
 import json
 import logging
@@ -38,6 +39,7 @@ from lora_kit.training import TrainingResult, train
 # what a forked child takes over: the real stdout, modules that were set aside for the launcher's check, and whether nothing
 # was computed before, as on the command line
 _parent = {}
+LATE = 30  # seconds after which a child that has done all, and yet doesn't end, shows its stacks and is ended
 _DISCONNECTS = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "socket closed", "heartbeat")
 
 
@@ -138,9 +140,12 @@ def _start(arguments, num_processes, port, num_machines, machine_rank, main_proc
             raise
         except Exception as error:
             if type(error).__name__ == "SignalException":
-                raise KeyboardInterrupt("training was interrupted; its processes have ended") from None
+                raise KeyboardInterrupt(f"training was interrupted; its processes have ended{_kept(folder)}") from None
             if expected == 1:
                 raise
+            if Path(folder, "result.json").exists() and not list(Path(folder).glob("error-*.json")):
+                print(f"warning: training was done, but a process did not end within {LATE} s and was ended")
+                return
             kind = PortTaken if "EADDRINUSE" in str(error) else LaunchError
             raise kind(_explain(error, folder, port)) from None
 
@@ -193,7 +198,16 @@ def _worker(config, folder, expected, progress):
         Path(folder, f"error-{rank}.json").write_text(json.dumps(report))
         raise
     if expected > 1:
+        faulthandler.dump_traceback_later(LATE, exit=True, file=sys.__stderr__)  # all that counts is done
         leave_process_group()
+
+
+def _kept(folder):
+    """What the children said of the checkpoint that they wrote."""
+    errors = [json.loads(path.read_text())["error"] for path in Path(folder).glob("error-*.json")]
+    return next(
+        (f": {error.partition(': ')[2]}" for error in sorted(errors) if error.startswith("Interrupted: stopped")), ""
+    )
 
 
 def _explain(error, folder, port):
@@ -233,7 +247,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = launch(config, num_processes, port=options.main_process_port, **world)
     except (LaunchError, ValueError, OSError) as error:
         sys.exit(f"lora_kit.launch: {error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        print(f"lora_kit.launch: {error}", file=sys.stderr)
         sys.exit(130)
     print(result.lora_path)
 

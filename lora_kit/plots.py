@@ -1,5 +1,6 @@
 """Figures: the learning rate as applied, the course of a run, and the live view that a notebook shows while it trains."""
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -101,7 +102,7 @@ def plot_run(path: str | Path, figure: "Figure | None" = None) -> "Figure":
         figure.suptitle("starting ...", fontsize="medium")
         return figure
     x = [record["update"] for record in updates]
-    losses = [record["loss"] for record in updates]
+    losses = [math.nan if record["loss"] is None else record["loss"] for record in updates]
     left.plot(x, losses, color=COLOURS[10], linewidth=0.8, label="each update")
     window = max(len(losses) // 20, 2)
     smooth = [sum(losses[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(losses))]

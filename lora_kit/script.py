@@ -38,6 +38,8 @@ class Behaviour:
     """A resumed run takes the optimizer's settings and the rate from its own configuration, not from the checkpoint."""
     refuses_bad_fit: bool = True
     """Refuse a warm-up as long as the run, and pictures and captions that can hardly be meant."""
+    shows_pictures_as_seen: bool = True
+    """Transparency is shown on white, grey of 16 bits keeps its levels; else PIL's `convert("RGB")` does as it does."""
     fuses_optimizer: bool = True
     """AdamW in one kernel, which rounds otherwise."""
     largest_encoding_batch: int | None = 8
@@ -62,6 +64,7 @@ SCRIPT = Behaviour(
     keeps_every_random_state=False,
     applies_new_settings=False,
     refuses_bad_fit=False,
+    shows_pictures_as_seen=False,
     fuses_optimizer=False,
     largest_encoding_batch=None,
     logs_mean_loss=False,

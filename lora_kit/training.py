@@ -13,9 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from lora_kit.accelerator import environment_of_run, start_accelerator
 from lora_kit.command_line.flags import parse_args
 from lora_kit.config import TrainingConfig
 from lora_kit.data.prepared import Pictures
@@ -25,6 +25,7 @@ from lora_kit.lr_settings import check_warmup
 from lora_kit.models import load_models, speed_up
 from lora_kit.optimizers import make_optimizer
 from lora_kit.output.checkpoints import write_checkpoint
+from lora_kit.output.finite import FiniteCheck
 from lora_kit.output.folder import VALIDATION, OutputFolder
 from lora_kit.output.lora_file import LORA, push_to_hub, save_lora, save_lora_alone
 from lora_kit.output.metrics import METRICS, read_metrics
@@ -34,6 +35,7 @@ from lora_kit.schedules import Schedule
 from lora_kit.steps import Steps
 from lora_kit.system.devices import device_name
 from lora_kit.system.imports import collecting_later, quiet_imports, without_bitsandbytes
+from lora_kit.system.signals import Interrupted, StopSignals
 from lora_kit.system.state import own_accelerate_state, tf32, undisturbed
 from lora_kit.system.world import leave_process_group, prove_world
 
@@ -67,18 +69,19 @@ def train(
     evaluate; it may draw from torch's generators without changing the run, whose seconds count it.
 
     Returns the result on every process. Raises ValueError for settings that can't work with this data set or machine, for a
-    checkpoint that can't be resumed, and where another run writes into output_dir. Leaves no Accelerator state behind
+    checkpoint that can't be resumed, where another run writes into output_dir, and NotFinite where the loss or the LoRA
+    becomes NaN or infinite; Interrupted on SIGINT or SIGTERM, after the update and with a checkpoint. Leaves no Accelerator state behind
     where it ran in one process, so that a later cell can launch several.
     """
-    with own_accelerate_state(), tf32(config.allow_tf32):
+    with own_accelerate_state(), tf32(config.allow_tf32), StopSignals() as stop:
         accelerator = start_accelerator(config)
         if on_start:
             on_start(accelerator)
         with OutputFolder(config.output_dir, config.logging_dir, accelerator.is_main_process) as output:
-            return _train(config, accelerator, output, progress, on_ready, on_update)
+            return _train(config, accelerator, output, stop, progress, on_ready, on_update)
 
 
-def _train(config, accelerator, output, progress, on_ready, on_update):
+def _train(config, accelerator, output, stop, progress, on_ready, on_update):
     import torch
     from accelerate import skip_first_batches
     from accelerate.utils import broadcast_object_list, set_seed
@@ -87,12 +90,12 @@ def _train(config, accelerator, output, progress, on_ready, on_update):
     behaviour, main, P = config.behaviour, accelerator.is_main_process, accelerator.num_processes
 
     # what is resumed, and the seed: a run without one records the seed that it drew
-    resume_from, record, broken = find_checkpoint(output.path, config.resume_from_checkpoint)
-    for problem in broken:
-        accelerator.print(f"warning: passed over: {problem}")
+    resume_from, record, said = find_checkpoint(output.path, config.resume_from_checkpoint)
+    for sentence in said:
+        accelerator.print(sentence)
     seed = config.seed
     if seed is None:
-        earlier = read_metrics(output.path / METRICS)[0] if config.resume_from_checkpoint else None
+        earlier = read_metrics(resume_from.parent / METRICS)[0] if resume_from else None
         seed = earlier["seed"] if earlier else torch.seed() % 2**31
     (seed,) = broadcast_object_list([seed])
     accelerator.dataloader_config.data_seed = seed
@@ -103,7 +106,7 @@ def _train(config, accelerator, output, progress, on_ready, on_update):
     steps = Steps.of(config, len(pictures), P)
     if behaviour.refuses_bad_fit:
         check_warmup(steps.lr_warmup_steps, steps.total_updates)
-    for change in check_resumed(resume_from, record, config, steps):
+    for change in check_resumed(resume_from, record, config, steps, pictures.identity):
         accelerator.print(f"resumed with a change: {change}")
     data = pictures.encode(progress)
     loader = data.loader(config, seed)
@@ -137,10 +140,11 @@ def _train(config, accelerator, output, progress, on_ready, on_update):
     if resume_from:
         restore(resume_from, accelerator, optimizer, lr_scheduler, config)
         update = record["update"]
-    output.begin(update, bool(resume_from), config, steps, accelerator, seed)
+    output.begin(update, resume_from, config, steps, accelerator, seed, environment_of_run())
+    finite = FiniteCheck(config, lora, accelerator.mixed_precision, update)
     if main:
         simple = {name: value for name, value in asdict(config).items() if isinstance(value, (int, float, str))}
-        accelerator.init_trackers("text2image-fine-tune", config={**simple, "hub_token": ""})
+        accelerator.init_trackers("text2image-fine-tune", config=simple)
     accelerator.wait_for_everyone()
     if on_ready:
         on_ready(accelerator.unwrap_model(unet))
@@ -149,6 +153,7 @@ def _train(config, accelerator, output, progress, on_ready, on_update):
     bar = tqdm(initial=update, total=steps.total_updates, desc="Steps", disable=silent)
     first_epoch, update_in_epoch = divmod(update, steps.updates_per_epoch)
     last_epoch = steps.epochs if update < steps.total_updates else first_epoch  # a finished run that is resumed: none
+    stop.hold()
     began, loss_value, losses = time.perf_counter(), float("nan"), []
     for epoch in range(first_epoch, last_epoch):
         unet.train()
@@ -178,16 +183,23 @@ def _train(config, accelerator, output, progress, on_ready, on_update):
             if not accelerator.sync_gradients:
                 continue
             loss_value, losses = logged_loss(torch.stack(losses), accelerator, config), []
+            skipped = accelerator.optimizer_step_was_skipped
             if main:
-                skipped, seconds = accelerator.optimizer_step_was_skipped, time.perf_counter() - began
+                seconds = time.perf_counter() - began
                 output.write_update(update, epoch, loss_value, lr, grad_norm, seconds, skipped)
                 accelerator.log({"train_loss": loss_value, "lr": lr}, step=update + 1)
+            finite.update(update, loss_value, lr, grad_norm, skipped)
             update += 1
             bar.update()
             bar.set_postfix(loss=f"{loss_value:.3f}", lr=f"{lr:.2e}")
-            if update % config.checkpointing_steps == 0:
-                next_lr = float(optimizer.param_groups[0]["lr"])
-                write_checkpoint(accelerator, output.path, config, update, steps.num_examples, next_lr)
+            signal = stop.agreed(accelerator)
+            if update % config.checkpointing_steps == 0 or signal:
+                about = dict(num_examples=steps.num_examples, data=pictures.identity, finite=finite.weights(update))
+                about["next_learning_rate"] = float(optimizer.param_groups[0]["lr"])
+                write_checkpoint(accelerator, output.path, config, update, about)
+            if signal:
+                go_on = f"checkpoint-{update} is written: --resume_from_checkpoint latest goes on from there"
+                raise Interrupted(f"stopped after {update} of {steps.total_updates} updates; {go_on}", signal)
             if on_update and main:
                 with undisturbed(unet, accelerator.device):
                     on_update(update, accelerator.unwrap_model(unet))
@@ -199,36 +211,21 @@ def _train(config, accelerator, output, progress, on_ready, on_update):
     seconds = time.perf_counter() - began
 
     accelerator.wait_for_everyone()
+    finite.weights(update)
     lora_path = str(output.path / LORA)
     if main:
         save_lora(accelerator.unwrap_model(unet), output.path, behaviour.stores_peft_keys)
         output.write(event="end", updates=update, loss=loss_value, seconds=round(seconds, 3), lora_path=lora_path)
-        if config.push_to_hub:
-            files = [LORA, METRICS, f"{VALIDATION}/*"]
-            push_to_hub(output.path, config.hub_model_id or output.path.name, config.hub_token, files)
+    if update < steps.total_updates:
+        raise ValueError(
+            f"{update} of {steps.total_updates} planned updates were made; what they learned is in {lora_path}"
+        )
+    if main and config.push_to_hub:
+        push_to_hub(output.path, config, [LORA, f"{VALIDATION}/*"])  # metrics hold paths of this machine
     accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:
         tracker.finish()
     return TrainingResult(str(output.path), lora_path, update, P, device_name(accelerator.device), seconds, loss_value)
-
-
-def start_accelerator(config: TrainingConfig) -> Any:
-    """The Accelerator of a run, before anything else is made."""
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
-
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else several CPU processes would be unrelated runs
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(
-            project_dir=config.output_dir, logging_dir=str(Path(config.output_dir, config.logging_dir))
-        ),
-        # without it the order of the pictures comes from torch's global generator, as in diffusers' script
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=config.behaviour.draws_from_seed),
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -244,6 +241,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = train(config, on_start=lambda accelerator: prove_world(accelerator, world), on_ready=collect)
     except (ValueError, OSError) as error:
         sys.exit(f"lora_kit.training: {error}")
+    except Interrupted as error:
+        print(f"lora_kit.training: {error}", file=sys.stderr)
+        sys.exit(128 + error.number)
     leave_process_group()
     if int(os.environ.get("RANK", 0)) == 0:
         print(

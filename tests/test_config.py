@@ -25,8 +25,8 @@ checkpoints_total_limit resume_from_checkpoint enable_xformers_memory_efficient_
 image_interpolation_mode
 """.split()
 OWN_FLAGS = set(
-    """style target_modules lora_alpha lr_num_cycles lr_power lr_step_rules match_diffusers no_cache attention
-    channels_last torch_compile""".split()
+    """style target_modules lora_alpha lr_num_cycles lr_power lr_step_rules match_diffusers no_cache allow_nan
+    attention channels_last torch_compile""".split()
 )
 # the defaults of the training configuration that this kit teaches
 DEFAULTS = {

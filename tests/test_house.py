@@ -17,7 +17,7 @@ FLOORS = [
     ["system"],
     ["script", "lr_settings"],
     ["config"],
-    ["models", "parameters", "optimizers", "loss"],
+    ["accelerator", "models", "parameters", "optimizers", "loss"],
     ["command_line", "steps"],
     ["schedules", "data", "memory"],
     ["output", "evaluation", "trainers"],

@@ -314,7 +314,12 @@ def test_in_a_kernel(kernel, tmp_path):
     outputs = kernel.run(
         f"launch(replace(config, max_train_steps=10000, output_dir={str(tmp_path / 'b')!r}))", interrupt_when_training
     )
-    assert errors(outputs) == ["KeyboardInterrupt: training was interrupted; its processes have ended"]
+    (said,) = errors(outputs)
+    update = len(updates(tmp_path / "b"))
+    assert said == (
+        f"KeyboardInterrupt: training was interrupted; its processes have ended: stopped after {update} of 10000 updates; "
+        f"checkpoint-{update} is written: --resume_from_checkpoint latest goes on from there"
+    )
     assert len(forked) == 2
     assert children(kernel.manager.provisioner.pid) == []
     assert [number for number in forked if alive(number)] == []

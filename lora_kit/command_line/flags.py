@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from lora_kit.config import FIELDS, TrainingConfig, kind_of
 from lora_kit.script import DEFECTS, SCRIPT
 from lora_kit.system.checks import nearest, shown, whole_number
+from lora_kit.system.secret import Secret
 
 LAUNCH_FLAGS = (
     "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--print_only",
@@ -58,7 +59,7 @@ def build_parser(number: Callable[[str], Any] | None = None, add_help: bool = Tr
         text += f" --{name}= is none." if empty_is_none else ""
         parser.add_argument(
             f"--{name}",
-            type=_text_or_none if empty_is_none else str if kind in (str, tuple) else number or kind,
+            type=_text_or_none if empty_is_none else str if kind in (str, tuple, Secret) else number or kind,
             nargs="+" if kind is tuple else None,
             default=argparse.SUPPRESS,
             metavar="NAME" if kind is tuple else kind.__name__.upper(),

@@ -14,6 +14,7 @@ from lora_kit.command_line.reading import SCRIPT_FILE, Reading, checked_numbers,
 from lora_kit.command_line.shell import LONGEST
 from lora_kit.config import OWN_SETTINGS, TrainingConfig
 from lora_kit.script import SCRIPT
+from lora_kit.system.secret import Secret
 
 YAML_BREAKS = re.compile("[\x85\u2028\u2029]")  # PyYAML writes these ends of lines as they are, and reads a blank
 YAML_KEY = re.compile(r"\w+:(\s|$)")
@@ -66,8 +67,17 @@ def write(config: TrainingConfig, num_processes: int = 1, num_examples: int | No
     }
 
 
+class _Dumper(yaml.SafeDumper):
+    """YAML's own, which also knows how a secret is shown."""
+
+
+_Dumper.add_representer(Secret, lambda dumper, secret: dumper.represent_str(str(secret)))
+
+
 def _yaml(record):
-    texts = (yaml.safe_dump(record, sort_keys=False, allow_unicode=plain, width=2**16) for plain in (True, False))
+    texts = (
+        yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=plain, width=2**16) for plain in (True, False)
+    )
     return next(text for text in texts if not YAML_BREAKS.search(text))
 
 

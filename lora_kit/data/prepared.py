@@ -6,9 +6,11 @@ from lora_kit.config import TrainingConfig
 from lora_kit.data.batches import TrainingPictures, collate
 from lora_kit.data.cache import EncodingCache
 from lora_kit.data.encoding import EncodedPictures, batch_sizes, encode
+from lora_kit.data.identity import data_identity
 from lora_kit.data.images import load_images, local_folder
 from lora_kit.loss import normal_like
 from lora_kit.models import Models, load_models
+from lora_kit.system.signals import outlive
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +20,8 @@ NONE = Models(*[None] * len(Models._fields))
 
 
 class Pictures:
-    """The pictures that a configuration names, found in the cache or loaded, so that `len(pictures)` is known.
+    """The pictures that a configuration names, found in the cache or loaded, so that `len(pictures)` and their `identity`
+    are known.
 
     seed: for the choice of max_train_samples. dtype: of the encoders.
     """
@@ -29,11 +32,12 @@ class Pictures:
         with accelerator.local_main_process_first():
             if config.no_cache or (config.style is None and local_folder(config) is None):
                 self.images = load_images(config, seed)
+            self.identity = data_identity(config, self.images)
             if not config.no_cache:
-                fingerprint = self.images and self.images.fingerprint
                 self.cache = EncodingCache(
-                    config, seed, accelerator.num_processes, dtype, accelerator.device, fingerprint
-                )
+                    config, seed, accelerator.num_processes, dtype, accelerator.device, self.identity,
+                    self.images and self.images.fingerprint,
+                )  # fmt: skip
                 self.encoded = self.cache.read()
             if self.encoded is None:
                 self.images = self.images or load_images(config, seed)
@@ -89,6 +93,7 @@ class PreparedPictures:
             collate_fn=collate,
             batch_size=config.train_batch_size,
             num_workers=config.dataloader_num_workers,
+            worker_init_fn=outlive,
         )
 
     def inputs(

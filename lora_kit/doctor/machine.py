@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_kit.accelerator import environment_problems, environment_set_aside
 from lora_kit.config import DATA_SOURCES, TrainingConfig
 from lora_kit.data.images import count_images
 from lora_kit.doctor.case import Case
@@ -120,6 +121,20 @@ def precision(case: Case) -> list[Finding]:
         )
         return [precision.warning(value, reason, f"mixed_precision {environment.lower()}")]
     return [precision.fine(value, f"computed in {used if used != 'no' else 'fp32'}")]
+
+
+@check("environment", see=("07_multi_gpu.ipynb", "The same from a shell"))
+def environment(case: Case) -> list[Finding]:
+    """What accelerate would read from the environment and this run refuses or sets aside; nothing where there is none."""
+    value, cure = "variables of accelerate", "`accelerate config` anew, or unset it"
+    refused = [problem for problem in environment_problems(case.config) if "MIXED_PRECISION" not in problem]
+    return [
+        *(environment.error(value, problem, cure) for problem in refused),
+        *(
+            environment.warning(value, sentence, "the setting, if that was meant")
+            for sentence in environment_set_aside(case.config)
+        ),
+    ]
 
 
 @check("output folder", see=("05_train.ipynb", "The settings"))

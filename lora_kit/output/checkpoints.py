@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,18 @@ from typing import Any
 from lora_kit.config import TrainingConfig
 
 MANIFEST, FORMAT = "checkpoint.json", 1
+NAME = re.compile("checkpoint-[1-9][0-9]*")
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first, whole or not."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+    """The checkpoint folders of a run, oldest first, whole or not. Copies under other names are not among them."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if NAME.fullmatch(path.name)]
+    return sorted(folders, key=number)
+
+
+def number(folder: Path) -> int:
+    """How many updates had been made when the checkpoint was written."""
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def seal(folder: str | Path, config: TrainingConfig, **about: Any) -> None:
@@ -92,17 +99,18 @@ def newest_whole(output_dir: str | Path) -> tuple[Path | None, dict[str, Any] | 
     return None, None, problems
 
 
+def remove(folder: Path) -> None:
+    """Remove a checkpoint; of a link, which somebody laid, the link alone."""
+    folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+
+
 def write_checkpoint(
-    accelerator: Any,
-    output_dir: Path,
-    config: TrainingConfig,
-    update: int,
-    num_examples: int,
-    next_learning_rate: float,
+    accelerator: Any, output_dir: Path, config: TrainingConfig, update: int, about: dict[str, Any]
 ) -> None:
     """Write checkpoint-N under a temporary name, rename it, and only then remove what is over checkpoints_total_limit.
 
-    Every process must call it. Raises ValueError, and names the newest whole checkpoint, where the disk doesn't take it.
+    Every process must call it. about: what checkpoint.json records; of those whose "finite" is not false, the newest always
+    stays. Raises ValueError, and names the newest whole checkpoint, where the disk doesn't take it.
     """
     final = output_dir / f"checkpoint-{update}"
     part = output_dir / f"{final.name}.part"
@@ -114,15 +122,9 @@ def write_checkpoint(
             accelerator.save_state(str(part))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            seal(
-                part,
-                config,
-                update=update,
-                num_processes=accelerator.num_processes,
-                num_examples=num_examples,
-                next_learning_rate=next_learning_rate,
-            )
-            shutil.rmtree(final, ignore_errors=True)
+            seal(part, config, update=update, num_processes=accelerator.num_processes, **about)
+            if final.exists() or final.is_symlink():
+                remove(final)
             put_in_place(part, final)
     except Exception as error:  # each library has its own for a full disk
         shutil.rmtree(part, ignore_errors=True)
@@ -130,6 +132,17 @@ def write_checkpoint(
         older = f"{older} is whole: with room, resume from it" if older else "there is no older one"
         raise ValueError(f"{final} can't be written: {type(error).__name__} {error}; {older}") from error
     if accelerator.is_main_process and config.checkpoints_total_limit:
-        for old in checkpoints(output_dir)[: -config.checkpoints_total_limit]:
-            shutil.rmtree(old)
+        all_of_them = checkpoints(output_dir)
+        finite = next((folder for folder in reversed(all_of_them) if is_finite(folder)), None)
+        for old in all_of_them[: -config.checkpoints_total_limit]:
+            if old != finite:
+                remove(old)
     accelerator.wait_for_everyone()
+
+
+def is_finite(folder: Path) -> bool:
+    """Whether a checkpoint says of its LoRA that it was finite; one that can't be read doesn't."""
+    try:
+        return json.loads((folder / MANIFEST).read_text()).get("finite", True)
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
-from lora_kit.output.checkpoints import checkpoints
+from lora_kit.output.checkpoints import checkpoints, number
 from lora_kit.output.lora_file import LORA
 from lora_kit.output.metrics import METRICS, read_metrics
 from lora_kit.steps import Steps
@@ -60,18 +60,29 @@ class OutputFolder:
                 self.path.rmdir()
 
     def begin(
-        self, first_update: int, resumed: bool, config: TrainingConfig, steps: Steps, accelerator: Any, seed: int
+        self,
+        first_update: int,
+        resume_from: Path | None,
+        config: TrainingConfig,
+        steps: Steps,
+        accelerator: Any,
+        seed: int,
+        environment: dict[str, str],
     ) -> None:
-        """Open the metrics with their start record. A run that is resumed keeps the records before `first_update`; else
-        what an earlier run left here is moved to earlier-N."""
+        """Open the metrics with their start record. A run that is resumed keeps the records before `first_update`.
+
+        What an earlier run left here is moved to earlier-N: all of it, or, of a run that is resumed from before its end, what
+        came later.
+        """
         if not self.main:
             return
         self.to_remove = False
-        if resumed:
-            records = [record for record in read_metrics(self.path / METRICS)[1] if record["update"] < first_update]
-        else:
-            self.put_earlier_run_aside()
-            records = []
+        records = []
+        if resume_from:
+            records = read_metrics(resume_from.parent / METRICS)[1]
+            records = [record for record in records if record["update"] < first_update]
+        own = resume_from is not None and resume_from.parent.resolve() == self.path.resolve()
+        self.put_earlier_run_aside(first_update if own else None)
         part = self.path / f"{METRICS}.part"  # the old lines stay under their name until the new ones stand
         self.metrics = open(part, "w+", buffering=1)
         self.write(
@@ -84,6 +95,7 @@ class OutputFolder:
             total_updates=steps.total_updates,
             updates_per_epoch=steps.updates_per_epoch,
             steps=asdict(steps),
+            environment=environment,
             config={**asdict(config), "hub_token": None},
         )
         for record in records:
@@ -95,29 +107,40 @@ class OutputFolder:
     ) -> None:
         """Add the record of an update, whose grad_norm is None where there was no clipping or an overflow."""
         norm = None if grad_norm is None else float(grad_norm)
-        norm = norm if norm is None or math.isfinite(norm) else None  # JSON has no word for an overflow
         more = {"skipped": True} if skipped else {}
         self.write(update=update, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, seconds=round(seconds, 4), **more)
 
-    def put_earlier_run_aside(self) -> None:
-        """Move what an earlier run left here to earlier-N, if there is any."""
+    def put_earlier_run_aside(self, kept: int | None = None) -> None:
+        """Move what an earlier run left here to earlier-N, if there is any.
+
+        kept: the update that it is resumed from. Then only later checkpoints move, if there are any, with the file of its end
+        and a copy of its metrics.
+        """
         earlier = [self.path / name for name in (METRICS, LORA, VALIDATION)]
         if self.path.resolve() in self.logging_dir.resolve().parents:  # logs outside are shared with other runs
             earlier.append(self.logging_dir)
-        earlier = [path for path in [*earlier, *checkpoints(self.path)] if path.exists()]
+        later = [path for path in checkpoints(self.path) if number(path) > (kept or 0)]
+        if kept is not None:
+            earlier = [self.path / LORA] if later else []
+        earlier = [path for path in [*earlier, *later] if path.exists() or path.is_symlink()]
         if earlier:
-            numbers = [path.name.removeprefix("earlier-") for path in self.path.glob("earlier-*")]
-            aside = self.path / f"earlier-{1 + max((int(number) for number in numbers if number.isdigit()), default=0)}"
+            names = [path.name.removeprefix("earlier-") for path in self.path.glob("earlier-*")]
+            aside = self.path / f"earlier-{1 + max((int(name) for name in names if name.isdigit()), default=0)}"
             aside.mkdir()
             for path in earlier:
                 shutil.move(path, aside / path.name)
+            if kept is not None and (self.path / METRICS).exists():
+                shutil.copy2(self.path / METRICS, aside)
 
     def write(self, **record: Any) -> None:
-        """Add a record to the metrics. Raises ValueError, with the file's name, where the disk doesn't take it."""
+        """Add a record to the metrics; None for a number that is not finite. Raises ValueError, with the file's name, where the disk doesn't take it."""
         if os.fstat(self.metrics.fileno()).st_nlink == 0:
             self.make_again()
+        for name, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                record[name] = None  # JSON has no word for it
         try:
-            self.metrics.write(json.dumps(record) + "\n")
+            self.metrics.write(json.dumps(record, allow_nan=False) + "\n")
         except OSError as error:
             raise ValueError(f"{self.path / METRICS} can't be written: {error}") from error
 

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lora_kit.config import TrainingConfig
+
 LORA = "pytorch_lora_weights.safetensors"
 
 
@@ -60,11 +62,12 @@ def save_lora_alone(accelerator: Any) -> None:
     accelerator.register_load_state_pre_hook(load)
 
 
-def push_to_hub(output_dir: Path, repository: str, token: str | None, files: list[str]) -> None:
-    """Upload the files of a finished run that match the patterns."""
+def push_to_hub(output_dir: Path, config: TrainingConfig, files: list[str]) -> None:
+    """Upload the files of a finished run that match the patterns, as hub_model_id and hub_token say."""
     from huggingface_hub import create_repo, upload_folder
 
-    repo = create_repo(repository, exist_ok=True, token=token)
+    token = config.hub_token and config.hub_token.reveal()
+    repo = create_repo(config.hub_model_id or output_dir.name, exist_ok=True, token=token)
     upload_folder(
         repo_id=repo.repo_id,
         folder_path=output_dir,

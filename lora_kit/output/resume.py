@@ -38,15 +38,16 @@ SCHEDULE = (
 FREE = (
     "output_dir", "cache_dir", "logging_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit",
     "resume_from_checkpoint", "validation_prompt", "num_validation_images", "validation_epochs", "push_to_hub",
-    "hub_token", "hub_model_id", "dataloader_num_workers", "no_cache", "variant",
+    "hub_token", "hub_model_id", "dataloader_num_workers", "no_cache", "variant", "allow_nan",
 )  # fmt: skip
 
 
 def find_checkpoint(output_dir: Path, wanted: str | None) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
-    """(the checkpoint that resume_from_checkpoint names, its record, sentences about broken ones that were passed over).
+    """(the checkpoint that resume_from_checkpoint names, its record, sentences to be said).
 
-    (None, None, ...) where nothing is to be resumed, or "latest" finds nothing. Raises ValueError for one that isn't there or
-    is broken, before anything is loaded.
+    A name is looked for in output_dir; a path with a folder in it is that very checkpoint, also of another run. (None, None,
+    ...) where nothing is to be resumed, or "latest" finds nothing. Raises ValueError for one that isn't there or is broken,
+    before anything is loaded.
     """
     if wanted is None:
         return None, None, []
@@ -57,12 +58,20 @@ def find_checkpoint(output_dir: Path, wanted: str | None) -> tuple[Path | None, 
                 f"resume_from_checkpoint 'latest': no checkpoint in {output_dir} is whole ({'; '.join(problems)}); "
                 "leave resume_from_checkpoint out to start anew"
             )
-        return folder, record, problems
-    folders, path = checkpoints(output_dir), output_dir / Path(wanted).name
-    if path not in folders:
-        names = ", ".join(folder.name for folder in folders) or "none"
-        raise ValueError(f"resume_from_checkpoint {wanted!r} is not in {output_dir}; it holds {names}")
-    return path, read(path), []
+        said = [f"warning: passed over: {problem}" for problem in problems]
+        if folder is None:
+            said = [f"resume_from_checkpoint 'latest' finds no checkpoint in {output_dir}: the run starts anew"]
+        return folder, record, said
+    path = Path(wanted).expanduser()
+    elsewhere = len(path.parts) > 1 and path.resolve().parent != output_dir.resolve()
+    path = path if elsewhere else output_dir / path.name
+    if path not in checkpoints(path.parent):
+        names = ", ".join(folder.name for folder in checkpoints(output_dir)) or "none"
+        raise ValueError(
+            f"resume_from_checkpoint {wanted!r} is not there; output_dir {str(output_dir)!r} holds {names}"
+        )
+    said = [f"resumes from {path}, which is not in output_dir {str(output_dir)!r}"] if elsewhere else []
+    return path, read(path), said
 
 
 def restore(folder: Path, accelerator: Any, optimizer: Any, lr_scheduler: Any, config: TrainingConfig) -> None:
@@ -79,12 +88,19 @@ def restore(folder: Path, accelerator: Any, optimizer: Any, lr_scheduler: Any, c
 
 
 def check_resumed(
-    folder: Path | None, record: dict[str, Any] | None, config: TrainingConfig, steps: Steps
+    folder: Path | None, record: dict[str, Any] | None, config: TrainingConfig, steps: Steps, data: str | None = None
 ) -> list[str]:
-    """What has changed since a checkpoint was written, as sentences. Raises ValueError for what can't be resumed."""
+    """What has changed since a checkpoint was written, as sentences. Raises ValueError for what can't be resumed.
+
+    data: the identity of the pictures and captions.
+    """
     if record is None:
         return []
     changes, refusals = compare(record, config, steps)
+    if not refusals and data and record.get("data", data) != data:
+        refusals = [
+            "pictures or captions are not those of the run that wrote it: the place in the epoch is one of those"
+        ]
     if refusals:
         raise ValueError(f"{folder} can't be resumed: {'; '.join(refusals)}")
     return changes

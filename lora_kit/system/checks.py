@@ -6,6 +6,8 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+from lora_kit.system.secret import HIDDEN, Secret
+
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The one of `known` that `word` was probably meant to be; None where nothing is near."""
@@ -71,7 +73,7 @@ def checked(
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """`value` as its kind (bool, int, float, tuple of texts, str), if it is within its bounds.
+    """`value` as its kind (bool, int, float, tuple of texts, str, Secret), if it is within its bounds.
 
     optional: None is allowed. low <= value, above < value, value < below. Raises ValueError.
     """
@@ -79,12 +81,15 @@ def checked(
         if optional:
             return None
         raise ValueError(f"{name} None: a value is needed")
+    if kind is Secret and str(value) == HIDDEN and not isinstance(value, Secret):
+        raise ValueError(f"{name} '{HIDDEN}' is what stands for a hidden one: give the text itself, or leave it out")
     wanted = {
         bool: (isinstance(value, bool), "True or False"),
         int: (is_whole(value), "a whole number"),
         float: (is_number(value), "a finite number"),
         tuple: (isinstance(value, list | tuple) and all(isinstance(item, str) for item in value), "a list of names"),
         str: ((isinstance(value, str) and value != "") or hasattr(value, "__fspath__"), "a text"),
+        Secret: (isinstance(value, str | Secret) and value != "", "a text"),
     }
     right, words = wanted[kind]
     if not right:

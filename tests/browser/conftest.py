@@ -43,6 +43,12 @@ def front_end(request):
     return request.getfixturevalue(request.param)
 
 
+@pytest.fixture(params=["jupyterlab", "widgets7"])
+def widgets(request):
+    """A front end for each of the two generations of ipywidgets."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")  # not longer: while playwright is on, no other test could use asyncio
 def browser():
     with sync_playwright() as playwright:

@@ -79,13 +79,13 @@ class Reader:
         self.press("Read what is pasted")
 
 
-def test_the_knobs(front_end, page):
-    reader = Reader(front_end, page, num_examples=400)
+def test_the_knobs(widgets, page):
+    reader = Reader(widgets, page, num_examples=400)
     reader.sees("as applied: 1200 updates", "--learning_rate 0.001 --lr_scheduler cosine")
     reader.sees("only cosine_with_restarts reads it", "only polynomial reads it", "only piecewise_constant reads it")
     reader.does_not_see("decides")
     old_slider = page.locator(".ui-slider-handle").count() > 0  # ipywidgets 7 has jQuery's
-    assert old_slider == (front_end.name == "widgets7")
+    assert old_slider == (widgets.name == "widgets7")
     picture = page.locator(front_ends.PICTURE).first
     before = picture.inner_html()
     reader.slide("learning_rate", 2, "0.00126")  # 10 to the power of -2.9
@@ -155,8 +155,8 @@ def test_the_knobs(front_end, page):
     reader.sees("--max_train_steps 500", "as applied: 500 updates", "max_train_steps decides")
 
 
-def test_the_picture_and_the_texts(front_end, page):
-    reader = Reader(front_end, page, num_examples=400, num_processes=2)  # 50 updates an epoch
+def test_the_picture_and_the_texts(widgets, page):
+    reader = Reader(widgets, page, num_examples=400, num_processes=2)  # 50 updates an epoch
     reader.sees("as applied: 600 updates", "read at update 300", "optimizer updates (0 is the first)")
     picture = page.locator(front_ends.PICTURE).first
     for words in ("images seen, by all processes", "micro-steps of each process", "epochs"):
@@ -185,8 +185,8 @@ def test_the_picture_and_the_texts(front_end, page):
         expect(page.locator(".jupyter-widgets pre").first).to_contain_text(text)
 
 
-def test_a_command_line_is_pasted_and_a_wrong_one(front_end, page):
-    reader = Reader(front_end, page)
+def test_a_command_line_is_pasted_and_a_wrong_one(widgets, page):
+    reader = Reader(widgets, page)
     reader.paste(PRESETS["diffusers' guide to LoRA"].text)
     reader.sees("✓ Read.", "--max_train_steps 15000", "as applied: 15000 updates")
     reader.does_not_see("--lr_num_cycles")
@@ -213,8 +213,8 @@ FOCUSABLE = """() => {
 }"""
 
 
-def test_the_keyboard_reaches_every_control(front_end, page):
-    reader = Reader(front_end, page)
+def test_the_keyboard_reaches_every_control(widgets, page):
+    reader = Reader(widgets, page)
     for group, more in zip(GROUPS, (3, 8, 7, 2), strict=True):
         reader.open(group)
         count = page.evaluate(FOCUSABLE)

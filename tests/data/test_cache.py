@@ -1,6 +1,7 @@
 import dataclasses
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from PIL import Image
 from test_encoding import config, encoded, write_folder
 
 from lora_kit.config import TrainingConfig
-from lora_kit.data.cache import EncodingCache
+from lora_kit.data.cache import EncodingCache, evict
+from lora_kit.data.identity import data_identity
 from lora_kit.models import EMBEDDED_MODEL, load_models
 
 # the defaults of diffusers' script are out of the ordinary
@@ -29,7 +31,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def cache(made, seed=0, num_processes=1, dtype=torch.float32):
-    return EncodingCache(made, seed, num_processes, dtype, torch.device("cpu"))
+    return EncodingCache(made, seed, num_processes, dtype, torch.device("cpu"), data_identity(made))
 
 
 def test_captions_alone_are_kept_where_pictures_are_cropped_at_random(tmp_path, models, monkeypatch):
@@ -58,7 +60,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_another_setting_is_another_key_and_takes_the_old_one_away(name, folder, models):
+def test_another_setting_is_another_key_and_both_are_kept(name, folder, models):
     made = config(folder)
     old = cache(made)
     old.write(encoded(made, models))
@@ -66,7 +68,7 @@ def test_another_setting_is_another_key_and_takes_the_old_one_away(name, folder,
     new = cache(changed)
     assert new.read() is None and new.path != old.path
     new.write(encoded(changed, models))
-    assert new.read() is not None and not old.path.exists()
+    assert new.read() is not None and old.read() is not None
 
 
 def test_what_does_not_touch_the_encodings_keeps_the_key(folder):
@@ -117,24 +119,64 @@ def test_a_style_s_key_is_the_style(folder):
     assert len(keys) == 3
 
 
-def test_a_fingerprint_stands_for_the_files(folder):
+def test_a_fingerprint_is_part_of_the_key(folder):
     made = config(folder)
-    more = made, 0, 1, torch.float32, torch.device("cpu")
+    more = made, 0, 1, torch.float32, torch.device("cpu"), "the same"
     assert len({EncodingCache(*more, fingerprint).key for fingerprint in (None, "a", "b")}) == 3
 
 
-def test_what_was_left_half_written_long_ago_goes(folder, models):
-    made = config(folder)
-    store = cache(made)
-    store.path.parent.mkdir(parents=True)
-    old, new = (store.path.with_suffix(f".{number}.part") for number in (1, 2))
-    other = store.path.parent / "encoded-0123456789ab-0.1.part"  # of other data
-    for path in (old, new, other):
-        path.write_bytes(b"half")
-    for path in (old, other):
-        os.utime(path, ns=(1, 1))
-    store.write(encoded(made, models))
-    assert not old.exists() and new.exists() and other.exists()
+def test_what_nobody_uses_goes_and_what_is_too_much_too(tmp_path, monkeypatch):
+    now, day = time.time(), 86_400
+    ages = {
+        "new.safetensors": 0,
+        "used.safetensors": 2,
+        "older.safetensors": 3,
+        "old.safetensors": 31,
+        "1.part": 0.5,
+        "2.part": 1.5,
+    }
+    for name, days in ages.items():
+        path = tmp_path / f"encoded-{name}"
+        path.write_bytes(bytes(1000))
+        os.utime(path, (now - days * day, now - days * day))
+    (tmp_path / "another-file").write_bytes(bytes(5000))
+
+    def left():
+        return {path.name.removeprefix("encoded-") for path in tmp_path.iterdir()} - {"another-file"}
+
+    evict(tmp_path)
+    assert left() == {"new.safetensors", "used.safetensors", "older.safetensors", "1.part"}
+    monkeypatch.setenv("LORA_KIT_CACHE_GB", "3.5e-6")
+    evict(tmp_path)
+    assert left() == {"new.safetensors", "used.safetensors", "1.part"}
+    monkeypatch.setenv("LORA_KIT_CACHE_GB", "0")
+    evict(tmp_path, kept=tmp_path / "encoded-used.safetensors")
+    assert left() == {"used.safetensors", "1.part"} and (tmp_path / "another-file").exists()
+
+
+def test_reading_counts_as_use(folder, models):
+    store = cache(config(folder))
+    store.write(encoded(config(folder), models))
+    os.utime(store.path, (1, 1))
+    assert store.read() is not None and time.time() - store.path.stat().st_mtime < 86_400
+
+
+def test_any_bit_of_the_header_counts(folder, models):
+    """Either the file is made anew, or it says the very same."""
+    store = cache(config(folder))
+    stored = store.write(encoded(config(folder), models))
+    wanted = (stored.posterior.clone(), stored.hidden.clone(), stored[2:])
+    content = store.path.read_bytes()
+    store.path.chmod(0o644)
+    header = 8 + int.from_bytes(content[:8], "little")
+    for place in range(header):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        store.path.write_bytes(damaged)
+        again = store.read()
+        assert again is None or (
+            torch.equal(again.posterior, wanted[0]) and torch.equal(again.hidden, wanted[1]) and again[2:] == wanted[2]
+        ), place
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])
@@ -145,6 +187,7 @@ def test_a_damaged_file_is_made_anew(damage, folder, models):
     wanted, content = stored.posterior.clone(), bytearray(store.path.read_bytes())
     if damage == "flip":
         content[-5] ^= 1
+    store.path.chmod(0o644)
     store.path.write_bytes({"cut": content[:-100], "flip": content, "empty": b"", "other": b"x" * 1000}[damage])
     assert store.read() is None
     assert torch.equal(store.write(encoded(made, models)).posterior, wanted)

@@ -72,7 +72,7 @@ def test_a_folder_of_parquet_files_with_columns_of_other_names(tmp_path, setting
 
 def test_pictures_of_any_mode_come_as_rgb(tmp_path, settings):
     folder = tmp_path / "modes"
-    modes = {"L": 7, "RGBA": (1, 2, 3, 128), "1": 1, "P": 0, "LA": (9, 255)}
+    modes = {"L": 7, "RGBA": (1, 2, 3, 255), "1": 1, "P": 0, "LA": (9, 255)}
     path = write_folder(folder, [{"file_name": f"{mode}.png", "text": mode} for mode in modes], pictures=0)
     for mode, colour in modes.items():
         Image.new(mode, (6, 4), colour).save(folder / f"{mode}.png")

@@ -8,7 +8,7 @@ import torch
 from doctor_cases import SOUND, findings_of
 
 from lora_kit.config import TrainingConfig
-from lora_kit.doctor import ERROR, FINE, WARNING
+from lora_kit.doctor import ERROR, FINE, WARNING, examine
 from lora_kit.output.checkpoints import seal
 
 LOCAL = "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n"
@@ -129,3 +129,17 @@ def test_pictures_are_counted(tmp_path):
     assert finding.status == FINE and "399 pictures" in finding.reason
     (finding,) = findings_of("data", dict(learning_rate=1e-3, train_data_dir=str(tmp_path / "none")), num_examples=None)
     assert finding.status == ERROR
+
+
+def test_what_the_environment_says_otherwise(monkeypatch):
+    def findings():
+        made = examine(dict(style="outlined", learning_rate=1e-3), num_examples=400)
+        return [(one.status, one.reason) for one in made if one.check == "environment"]
+
+    assert findings() == []
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    (first, refused), (second, aside) = findings()
+    assert (first, second) == ("error", "warning")
+    assert refused.startswith("ACCELERATE_USE_FSDP 'true' in the environment: this loop trains with plain data")
+    assert aside.endswith("is set aside: gradient_accumulation_steps is 1")

@@ -144,7 +144,7 @@ def one_thread(monkeypatch):
 
 
 @pytest.mark.slow
-def test_train_and_sweep(one_thread):
+def test_train(one_thread):
     page = explorer(num_examples=399, train_batch_size=2, learning_rate=1e-3, lr_warmup_steps=720)  # of 2,400
     runs = page.runs
     runs.length.value = 10
@@ -159,14 +159,9 @@ def test_train_and_sweep(one_thread):
     assert "hatching chick" in singles
     assert "max_train_steps 2400 is 10 here: a trial is a short run" in runs.running.value
     assert not runs.train.disabled and runs.stop.disabled
-    # the browser's test stops a run and lays runs over one another
-    runs.rates.value, runs.ranks.value = "1e-4, 1e-3", "4"
-    runs.sweep.click()
-    join(runs)
-    assert "2 done" in runs.running.value and runs.grid.value.count("★") == 2  # in the title and at the lowest
-    assert runs.singles.value == singles and runs.results.children == (runs.grid, runs.singles)
+    # the browser's tests stop a run, lay runs over one another and sweep
     runs.clear.click()
-    assert runs.singles.value == runs.grid.value == "" and runs.trials is None
+    assert runs.singles.value == "" and runs.trials is None
 
 
 @pytest.mark.slow

@@ -95,3 +95,24 @@ def test_two_runs_on_one_folder(tmp_path):
     assert first.end().returncode == 0
     assert second.returncode == 1 and f"is in use by process {first.pid}" in second.stderr
     assert len(campaign.updates(folder)) == updates and not list(folder.glob("earlier-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_asked_to_end_keeps_what_it_has_learned(processes, number, tmp_path):
+    """With a checkpoint, and the sentence that says how to resume."""
+    folder, endless = tmp_path / "run", dict(checkpointing_steps=20_000, max_train_steps=10_000)
+    program, more = ("lora_kit.training", []) if processes == 1 else ("lora_kit.launch", ["--num_processes", 2])
+    asked = Program(program, *more, *flags(folder, endless))
+    wait_for(lambda: campaign.updates(folder), asked)
+    os.killpg(asked.pid, number) if number == signal.SIGINT else os.kill(asked.pid, number)
+    done = asked.end()
+    assert done.returncode == (130 if processes == 2 else 128 + number), done.stderr[-2000:]
+    (kept,) = checkpoints(folder)
+    update = read(kept)["update"]
+    assert f"stopped after {update} of 10000 updates; {kept.name} is written" in done.stderr
+    assert "Traceback" not in done.stderr and not (folder / "run.lock").exists()
+    assert len(campaign.updates(folder)) == update
+    again = flags(folder, dict(max_train_steps=update + 2, resume_from_checkpoint="latest"))
+    done = Program(program, *more, *again).end()
+    assert done.returncode == 0 and len(campaign.updates(folder)) == update + 2, done.stderr[-2000:]

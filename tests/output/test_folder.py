@@ -24,7 +24,8 @@ def begin():
     accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"), mixed_precision="no")
 
     def begin(output, first_update=0, resumed=False):
-        output.begin(first_update, resumed, CONFIG, STEPS, accelerator, seed=3)
+        resume_from = output.path / f"checkpoint-{first_update}" if resumed else None
+        output.begin(first_update, resume_from, CONFIG, STEPS, accelerator, 3, {"ACCELERATE_USE_CPU": "true"})
 
     return begin
 
@@ -117,3 +118,39 @@ def test_a_folder_of_a_run_that_never_began_goes_unless_somebody_wrote_there(tmp
 def test_other_processes_hold_nothing(tmp_path):
     with OutputFolder(str(tmp_path / "run"), main=False) as output:
         assert output.lock is None and not (tmp_path / "run").exists()
+
+
+def test_what_came_after_the_checkpoint_that_is_resumed_is_put_aside(tmp_path, begin):
+    for name in ("checkpoint-2", "checkpoint-4", "checkpoint-4-mine", "checkpoint-best", "checkpoint-06"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoint-8").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / LORA).write_text("the end of the other branch")
+    with OutputFolder(str(tmp_path)) as output:
+        begin(output)
+        for update in range(8):
+            output.write_update(update, 0, 0.5, 1e-3, None, 1.0, False)
+    (tmp_path / "checkpoint-2").mkdir()
+    aside = tmp_path / "earlier-1"
+    for name in ("checkpoint-4", "checkpoint-8", LORA):
+        (aside / name).rename(tmp_path / name)
+    with OutputFolder(str(tmp_path)) as output:
+        begin(output, 2, resumed=True)
+    assert {path.name for path in (tmp_path / "earlier-2").iterdir()} == {"checkpoint-4", "checkpoint-8", LORA, METRICS}
+    assert len(read_metrics(tmp_path / "earlier-2" / METRICS)[1]) == 8
+    assert [record["update"] for record in read_metrics(tmp_path / METRICS)[1]] == [0, 1]
+    kept = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert kept == {"checkpoint-2", "checkpoint-4-mine", "checkpoint-best", "checkpoint-06"}
+    assert (tmp_path / "elsewhere").is_dir()
+    with OutputFolder(str(tmp_path)) as output:
+        begin(output, 2, resumed=True)
+    assert not (tmp_path / "earlier-3").exists()  # nothing came later
+
+
+def test_a_number_that_is_none_is_null(tmp_path, begin):
+    with OutputFolder(str(tmp_path)) as output:
+        begin(output)
+        output.write_update(0, 0, float("nan"), 1e-3, float("inf"), 1.0, False)
+    record = read_metrics(tmp_path / METRICS)[1][0]
+    assert record["loss"] is None and record["grad_norm"] is None
+    assert "NaN" not in (tmp_path / METRICS).read_text()

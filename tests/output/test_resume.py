@@ -372,3 +372,49 @@ def test_a_folder_removed_while_the_run_goes_on_is_made_again(pictures, tmp_path
     assert [line["update"] for line in updates(folder)] == [0, 1, 2]
     assert "was removed" in capsys.readouterr().err
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+
+
+def test_the_checkpoint_of_another_run_is_taken_and_said(once, pictures, tmp_path, capsys):
+    """Not exchanged for the one of that name in output_dir, of which nothing is lost."""
+    run(tmp_path / "B", pictures, center_crop=True, rank=2)
+    capsys.readouterr()
+    wanted = once / "checkpoint-3"
+    with pytest.raises(ValueError, match="rank was 4 and is 2"):
+        run(tmp_path / "B", pictures, center_crop=True, rank=2, resume_from_checkpoint=str(wanted))
+    run(tmp_path / "B", pictures, center_crop=True, resume_from_checkpoint=str(wanted))
+    assert f"resumes from {wanted}, which is not in output_dir {str(tmp_path / 'B')!r}" in capsys.readouterr().out
+    assert digests(tmp_path / "B") == digests(once) and updates(tmp_path / "B") == updates(once)
+    assert len(checkpoints(tmp_path / "B" / "earlier-1")) == UPDATES
+
+
+def test_a_checkpoint_that_is_not_there_is_not_exchanged_for_one_that_is(once, pictures, tmp_path):
+    stopped = stopped_after(once, 3, tmp_path / "stopped")
+    with pytest.raises(ValueError, match="gone/checkpoint-3' is not there; output_dir .* holds checkpoint-3"):
+        run(stopped, pictures, center_crop=True, resume_from_checkpoint=str(tmp_path / "gone" / "checkpoint-3"))
+
+
+def test_latest_of_nothing_says_so(pictures, tmp_path, capsys):
+    folder = tmp_path / "typo"
+    run(folder, pictures, center_crop=True, max_train_steps=1, lr_warmup_steps=0, resume_from_checkpoint="latest")
+    assert f"'latest' finds no checkpoint in {folder}: the run starts anew" in capsys.readouterr().out
+
+
+def test_a_branch_from_an_earlier_checkpoint_keeps_its_own(once, pictures, tmp_path):
+    """With a limit of 2 the new checkpoint-4 isn't removed in favour of the abandoned 6 and 7, and `latest` is the branch's."""
+    folder = tmp_path / "run"
+    shutil.copytree(once, folder)
+    branch = dict(center_crop=True, learning_rate=1e-3, checkpoints_total_limit=2, max_train_steps=4)
+    run(folder, pictures, **branch, resume_from_checkpoint="checkpoint-2")
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-3", "checkpoint-4"]
+    assert [line["update"] for line in updates(folder)] == [0, 1, 2, 3]
+    assert [path.name for path in checkpoints(folder / "earlier-1")] == [f"checkpoint-{n}" for n in range(3, 8)]
+    assert updates(folder / "earlier-1") == updates(once) and (folder / "earlier-1" / LORA).exists()
+
+
+def test_other_pictures_of_the_same_number_are_refused(once, pictures, tmp_path):
+    other = tmp_path / "pictures"
+    shutil.copytree(pictures, other)
+    (other / "3.png").write_bytes((other / "4.png").read_bytes())
+    stopped = stopped_after(once, 3, tmp_path / "stopped")
+    with pytest.raises(ValueError, match="pictures or captions are not those of the run that wrote it"):
+        run(stopped, other, center_crop=True, resume_from_checkpoint="latest")

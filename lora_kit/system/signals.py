@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM while a run trains: the update ends, and what was learned is kept."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+HEARD = (signal.SIGINT, signal.SIGTERM)
+LAST_SECONDS = 30  # that a process which loads pictures is there for the end of an update
+ECHO = 1.0  # seconds: a terminal's Ctrl-C reaches a process and its launcher, which then passes it on
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to end, by a signal: `number` of it. The text says what was kept, and how to go on."""
+
+    def __init__(self, text: str, number: int = signal.SIGINT) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+class StopSignals:
+    """Inside `with`, the first SIGINT or SIGTERM after `hold` is only noted, in `number`; a second one, or one before `hold`,
+    raises `Interrupted` at once.
+
+    The handlers that were there come back at the end. Outside the main thread, where Python allows none, nothing is heard.
+    """
+
+    def __init__(self) -> None:
+        self.number, self.holds, self._before, self._first = 0, False, {}, 0.0
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._hear) for number in HEARD}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+
+    def hold(self) -> None:
+        """From here on the first signal waits until somebody looks at `number`."""
+        self.holds = True
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.holds and not self.number:
+            self.number, self._first = number, time.monotonic()
+        elif not self.holds or time.monotonic() - self._first > ECHO:
+            raise Interrupted("ended at once", number)
+
+    def agreed(self, accelerator: Any) -> int:
+        """The signal that any process has noted, or 0: the same answer for all of them, which must all ask."""
+        if accelerator.num_processes == 1:
+            return self.number
+        import torch
+
+        numbers = accelerator.gather(torch.tensor([self.number], device=accelerator.device))
+        return int(numbers.max())
+
+
+def outlive(worker: int) -> None:
+    """For a process that loads pictures: a signal that its whole group gets ends it only after `LAST_SECONDS`, since the update
+    that is to end may still need it. It ends before when its loader says so."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # torch takes another status for a failure
+    for number in HEARD:
+        signal.signal(number, lambda *_: signal.alarm(LAST_SECONDS))

@@ -1,0 +1,71 @@
+"""What the environment asks of accelerate is taken, set aside and said, or refused; never done behind the settings' back."""
+
+import pytest
+from running import records
+
+from lora_kit.accelerator import OTHER_LOOPS, environment_problems, environment_set_aside, start_accelerator
+from lora_kit.config import TrainingConfig
+from lora_kit.output.lora_file import LORA
+from lora_kit.training import train
+
+RUN = dict(
+    style="outlined", resolution=64, learning_rate=1e-3, train_batch_size=2, max_train_samples=16, num_train_epochs=1, seed=0,
+    report_to="none",
+)  # fmt: skip
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in (*OTHER_LOOPS, "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch.setenv
+
+
+@pytest.mark.slow
+def test_settings_count_where_the_environment_says_otherwise(environment, tmp_path, capsys):
+    from safetensors.torch import load_file
+
+    train(TrainingConfig(**RUN, output_dir=str(tmp_path / "plain")), progress=False)
+    environment("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    environment("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    environment("ACCELERATE_GRADIENT_CLIPPING", "0.5")
+    capsys.readouterr()
+    result = train(TrainingConfig(**RUN, output_dir=str(tmp_path / "other")), progress=False)
+    said = capsys.readouterr().out
+    assert result.updates == 8
+    for words in (
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS '4' in the environment is set aside: gradient_accumulation_steps is 1",
+        "ACCELERATE_DYNAMO_BACKEND 'EAGER' in the environment is set aside: torch_compile is False",
+        "ACCELERATE_GRADIENT_CLIPPING '0.5' in the environment is set aside: max_grad_norm is 1.0",
+    ):
+        assert words in said
+    start = records(tmp_path / "other")[0]["environment"]
+    assert start["ACCELERATE_DYNAMO_BACKEND"] == "EAGER" and start["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "4"
+    one, other = (load_file(tmp_path / name / LORA) for name in ("plain", "other"))
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def test_what_says_nothing_is_not_mentioned(environment):
+    environment("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    environment("ACCELERATE_DYNAMO_BACKEND", "NO")
+    assert environment_set_aside(TrainingConfig(**RUN | {"gradient_accumulation_steps": 2})) == []
+    environment("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    assert environment_set_aside(TrainingConfig(**RUN | {"gradient_accumulation_steps": 2})) == []
+
+
+@pytest.mark.parametrize("name", OTHER_LOOPS)
+def test_another_way_to_split_the_work_is_refused(name, environment):
+    environment(name, "false")
+    assert environment_problems(TrainingConfig(**RUN)) == []
+    environment(name, "True")
+    with pytest.raises(ValueError, match=f"^{name} 'True' in the environment: this loop trains with plain data"):
+        start_accelerator(TrainingConfig(**RUN))
+
+
+@pytest.mark.parametrize("value", ["fp8", "half"])
+def test_a_precision_that_is_none_is_refused(value, environment):
+    environment("ACCELERATE_MIXED_PRECISION", value)
+    with pytest.raises(
+        ValueError, match=f"^ACCELERATE_MIXED_PRECISION '{value}' in the environment is none of no, fp16, bf16"
+    ):
+        start_accelerator(TrainingConfig(**RUN))
