@@ -101,6 +101,37 @@ def load_models(
     return models
 
 
+def check_base(name: str, about: dict[str, Any]) -> None:
+    """ValueError where a base model, by its unet/config.json, is of a kind that this loop can't train."""
+    kinds = {
+        "addition_embed_type": (None, "SDXL or one like it, which wants the picture's size and a second text encoder"),
+        "class_embed_type": (None, "one that wants a class for each picture"),
+        "in_channels": (4, "one for inpainting, editing or depth, which is given more than the noisy picture"),
+    }
+    for field, (plain, kind) in kinds.items():
+        value = about.get(field, plain)
+        if value != plain:
+            raise ValueError(
+                f"pretrained_model_name_or_path {name!r} can't be trained by this loop: its UNet has {field} {value!r}, so it is "
+                f"{kind}; give a model of Stable Diffusion 1 or 2"
+            )
+
+
+def check_base_model(config: TrainingConfig) -> None:
+    """`check_base` of the base model of a run, before anything of it is loaded; what can't be read is left to `load_models`."""
+    from diffusers import UNet2DConditionModel
+
+    name = config.pretrained_model_name_or_path
+    try:
+        about = UNet2DConditionModel.load_config(
+            model_path(name), subfolder="unet", cache_dir=config.cache_dir, revision=config.revision
+        )
+    except Exception:  # of each library its own
+        return
+    if isinstance(about, dict):
+        check_base(name, about)
+
+
 def speed_up(unet: Any, config: TrainingConfig) -> None:
     """Apply the settings that trade a UNet's memory and time: gradient checkpointing, attention, compilation."""
     if config.gradient_checkpointing:

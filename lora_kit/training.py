@@ -22,11 +22,11 @@ from lora_kit.data.prepared import Pictures
 from lora_kit.evaluation import draw_validation
 from lora_kit.loss import diffusion_loss, logged_loss, micro_step_seed
 from lora_kit.lr_settings import check_warmup
-from lora_kit.models import load_models, speed_up
+from lora_kit.models import check_base_model, load_models, speed_up
 from lora_kit.optimizers import make_optimizer
 from lora_kit.output.checkpoints import write_checkpoint
 from lora_kit.output.finite import FiniteCheck
-from lora_kit.output.folder import VALIDATION, OutputFolder
+from lora_kit.output.folder import VALIDATION, OutputFolder, check_output
 from lora_kit.output.lora_file import LORA, push_to_hub, save_lora, save_lora_alone
 from lora_kit.output.metrics import METRICS, read_metrics
 from lora_kit.output.resume import check_resumed, find_checkpoint, restore
@@ -77,6 +77,7 @@ def train(
         accelerator = start_accelerator(config)
         if on_start:
             on_start(accelerator)
+        check_output(config, accelerator.is_main_process)
         with OutputFolder(config.output_dir, config.logging_dir, accelerator.is_main_process) as output:
             return _train(config, accelerator, output, stop, progress, on_ready, on_update)
 
@@ -101,6 +102,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
     accelerator.dataloader_config.data_seed = seed
 
     # the pictures: counted, so that what doesn't fit is refused; then encoded once
+    check_base_model(config)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     pictures = Pictures(config, accelerator, seed, dtype)
     steps = Steps.of(config, len(pictures), P)

@@ -181,3 +181,26 @@ def test_the_readme_s_floors_are_these():
     text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
     floors = " < ".join(", ".join(names) for names in FLOORS)
     assert f"`{floors}`" in text
+
+
+SINCE_311 = {
+    "typing": "Self Never assert_never assert_type reveal_type LiteralString Unpack Required NotRequired TypeVarTuple override",
+    "enum": "StrEnum", "datetime": "UTC", "contextlib": "chdir", "hashlib": "file_digest",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_oldest_python_that_is_promised_can_read_it(path):
+    """Names that only checkers of types need are imported for them alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+    for_checkers = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in for_checkers:
+            assert not {alias.name for alias in node.names} & set(SINCE_311.get(node.module, "").split())
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert node.attr not in SINCE_311.get(node.value.id, "").split(), f"{path}:{node.lineno}"

@@ -1,3 +1,5 @@
+import json
+import shutil
 import subprocess
 import sys
 
@@ -5,7 +7,7 @@ import pytest
 import torch
 
 from lora_kit.config import TrainingConfig
-from lora_kit.models import EMBEDDED_MODEL, load_models, load_pipeline, model_path
+from lora_kit.models import EMBEDDED_MODEL, check_base, check_base_model, load_models, load_pipeline, model_path
 
 
 def config(**settings):
@@ -88,3 +90,31 @@ def test_only_the_parts_that_are_named_are_loaded(tmp_path):
 def test_a_part_is_loaded_in_the_dtype_that_is_asked_for():
     models = load_models(config(), torch.bfloat16, ("text_encoder", "vae"))
     assert (models.text_encoder.dtype, models.vae.dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+KINDS = {
+    "SDXL": (dict(addition_embed_type="text_time"), "addition_embed_type 'text_time', so it is SDXL or one like it"),
+    "inpainting": (dict(in_channels=9), "in_channels 9, so it is one for inpainting"),
+    "classes": (dict(class_embed_type="timestep"), "class_embed_type 'timestep', so it is one that wants a class"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_base_of_another_kind_is_refused_before_it_is_loaded(kind, tmp_path):
+    change, said = KINDS[kind]
+    shutil.copy(EMBEDDED_MODEL / "model_index.json", tmp_path)
+    (tmp_path / "unet").mkdir()
+    about = json.loads((EMBEDDED_MODEL / "unet" / "config.json").read_text())
+    check_base("embedded", about)
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(about | change))
+    with pytest.raises(ValueError, match=f"can't be trained by this loop: its UNet has {said}"):
+        check_base_model(config(pretrained_model_name_or_path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "[1]"])
+def test_a_description_that_can_not_be_read_is_left_to_loading(content, tmp_path):
+    shutil.copy(EMBEDDED_MODEL / "model_index.json", tmp_path)
+    if content:
+        (tmp_path / "unet").mkdir()
+        (tmp_path / "unet" / "config.json").write_text(content)
+    check_base_model(config(pretrained_model_name_or_path=str(tmp_path)))

@@ -7,12 +7,16 @@ which caption) depends on the seed, the epoch and the index alone, so a resumed 
 
 import hashlib
 import random
-from typing import TYPE_CHECKING, Any, Self
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.images import CaptionedImages
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import torch
     from PIL.Image import Image as Picture
 
@@ -84,7 +88,9 @@ class TrainingPictures:
         self.epoch = 0
 
     @classmethod
-    def of(cls, config: TrainingConfig, images: CaptionedImages | None, encoder: Any, seed: int | None = None) -> Self:
+    def of(
+        cls, config: TrainingConfig, images: CaptionedImages | None, encoder: Any, seed: int | None = None
+    ) -> "Self":
         """This data set with the settings of a `TrainingConfig`; `encoder` is what the class takes second."""
         return cls(
             images,
@@ -162,6 +168,26 @@ class TrainingPictures:
             truncation=True,
             return_tensors="pt",
         ).input_ids[0]
+
+
+def cut_captions(texts: Iterable[str], tokenizer: Any) -> dict[str, str]:
+    """{caption: what is dropped of it} for those that are longer than the text encoder reads.
+
+    A token is a letter at least, so short captions aren't looked at. The dropped end is text again, spaced and in small letters as
+    the tokenizer has it.
+    """
+    most = tokenizer.model_max_length
+    long = [text for text in texts if len(text) > most - 2]  # two tokens mark the start and the end
+    if not long:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ids = tokenizer(long, truncation=False, add_special_tokens=False, verbose=False).input_ids
+    return {
+        text: tokenizer.decode(own[most - 2 :], skip_special_tokens=True)
+        for text, own in zip(long, ids, strict=True)
+        if len(own) > most - 2
+    }
 
 
 def collate(examples: "list[dict[str, torch.Tensor]] | dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":

@@ -83,7 +83,7 @@ class EncodingCache:
 
         tensors = {"posterior": encoded.posterior, "hidden": encoded.hidden}
         tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        rest = {name: getattr(encoded, name) for name in ("captions", "scaling_factor", "batch_sizes")}
+        rest = {name: getattr(encoded, name) for name in ("captions", "scaling_factor", "batch_sizes", "cut")}
         about = {"key": self.key, "rest": json.dumps(rest)}
         about["digest"] = _content_digest(tensors, about["rest"])
         part = self.path.with_suffix(f".{os.getpid()}.part")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_kit.config import TrainingConfig
-from lora_kit.data.batches import TrainingPictures
+from lora_kit.data.batches import TrainingPictures, cut_captions
 from lora_kit.data.images import CaptionedImages
 from lora_kit.models import Models
 
@@ -26,7 +26,8 @@ class Encoded(NamedTuple):
     pictures are flipped at random, else 1; V counts `batch_sizes`; None where pictures are cropped at random.
     hidden: (M, tokens, width), the text encoder's output. captions: for each picture the index of its caption in
     `hidden`, or a list of them. scaling_factor: the VAE's, which latents are multiplied by. batch_sizes: how many
-    pictures were encoded together: a convolution may round differently for another number of them.
+    pictures were encoded together: a convolution may round differently for another number of them. cut: how many of the M
+    captions are longer than the text encoder reads.
     """
 
     posterior: "torch.Tensor | None"
@@ -34,6 +35,7 @@ class Encoded(NamedTuple):
     captions: list[int | list[int]]
     scaling_factor: float
     batch_sizes: tuple[int, ...]
+    cut: int = 0
 
 
 class EncodedPictures(TrainingPictures):
@@ -135,7 +137,8 @@ def encode(
                     posterior[variant, flip, done : done + new] = both
                     bar.update(new)
                 done += new
-    return Encoded(posterior, hidden, captions, float(vae.config.scaling_factor), tuple(sizes))
+    cut = len(cut_captions(texts, models.tokenizer))
+    return Encoded(posterior, hidden, captions, float(vae.config.scaling_factor), tuple(sizes), cut)
 
 
 def _batches(items, size):

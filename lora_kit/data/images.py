@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DATASET_COLUMNS = {"lambdalabs/naruto-blip-captions": ("image", "text")}  # the reference's, where a column is None
 LONGEST_CAPTION = 2000  # characters; CLIP reads 77 tokens, some 300 of them
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 class CaptionedImages:
@@ -77,7 +78,7 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
         records = [records[index] for index in _chosen(len(records), config, seed)]
         return CaptionedImages(*([record[key] for record in records] for key in ("image", "text", "emoji")))
 
-    folder, by_name = local_folder(config), config.dataset_name is not None
+    folder, by_name = local_folder(config), named_data_set(config)
     files = _check_folder(folder, described=not by_name) if folder else []
     import datasets
 
@@ -91,7 +92,7 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
     except Exception as error:
         if folder is None:
             raise
-        raise ValueError(f"folder {str(folder)!r} can't be loaded; its metadata may be at fault: {error}") from error
+        raise ValueError(f"folder {str(folder)!r} can't be loaded: {_cause(error, folder)}") from error
     if "train" not in splits:
         raise ValueError(f"dataset_name {config.dataset_name!r} has no split 'train'; it has {', '.join(splits)}")
     rows = splits["train"]
@@ -113,6 +114,17 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
         every = not by_name and config.max_train_samples is None
         _verify(names, files if every else [], any_kind=not config.behaviour.refuses_bad_fit)
     return CaptionedImages(pictures, captions, names, rows._fingerprint, config.behaviour.shows_pictures_as_seen)
+
+
+def _cause(error, folder):
+    """What is behind an error of load_dataset, which wraps what its readers raise, and what would be right."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    if isinstance(error, UnicodeError):
+        return f"its metadata is not in UTF-8 ({error}); save it as UTF-8"
+    if isinstance(error, OSError) and error.filename and folder not in Path(error.filename).parents:
+        return f"{error.strerror}: {error.filename}, where data sets are cached; set HF_HOME or cache_dir to a folder with room"
+    return f"its metadata may be at fault: {type(error).__name__} {error}"
 
 
 def count_images(config: TrainingConfig, seed: int | None = None) -> int:
@@ -170,6 +182,11 @@ def _chosen(count, config, seed):
     return np.random.default_rng(seed).permutation(count)[:size].tolist()
 
 
+def named_data_set(config: TrainingConfig) -> bool:
+    """Whether dataset_name says what the data are: "imagefolder" is but another word for a folder of pictures."""
+    return config.dataset_name is not None and not (config.dataset_name == "imagefolder" and config.train_data_dir)
+
+
 def local_folder(config: TrainingConfig) -> Path | None:
     """The folder of this machine that holds the data, or None where they are a style or the Hub's.
 
@@ -177,7 +194,7 @@ def local_folder(config: TrainingConfig) -> Path | None:
     """
     if config.style is not None:
         return None
-    field = "train_data_dir" if config.dataset_name is None else "dataset_name"
+    field = "dataset_name" if named_data_set(config) else "train_data_dir"
     value = getattr(config, field)
     folder = Path(value).expanduser()
     if folder.is_dir():
@@ -197,10 +214,12 @@ def _check_folder(folder, described):
     if not files or (described and not any(path.suffix.lower() in {*readable, *ARCHIVES} for path in files)):
         raise ValueError(f"folder {str(folder)!r} is empty: there is no picture in it")
     pictures = [path for path in files if path.suffix.lower() in readable]
-    if pictures == files:
+    if described and not any(path.name in METADATA or path.suffix.lower() in ARCHIVES for path in files):
+        texts = sum(path.suffix.lower() in (".txt", ".caption") for path in files)
+        beside = f" (its {texts} text files, as other trainers keep captions, are not read)" if texts else ""
         raise ValueError(
-            f"folder {str(folder)!r} has no captions: write metadata.jsonl in it, with a line such as "
-            f'{{"file_name": "{pictures[0].name}", "text": "its caption"}} for each picture'
+            f"folder {str(folder)!r} has no captions{beside}: write metadata.jsonl in it, with a line such as "
+            f'{{"file_name": "{pictures[0].relative_to(folder)}", "text": "its caption"}} for each picture'
         )
     return pictures
 

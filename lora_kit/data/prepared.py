@@ -58,6 +58,11 @@ class Pictures:
                 sizes = batch_sizes(config, len(self), accelerator.num_processes)
                 bar = progress and accelerator.is_local_main_process
                 self.encoded = self.cache.write(encode(config, self.images, self.load(ENCODERS), sizes, bar))
+        if self.encoded.cut:
+            accelerator.print(
+                f"warning: {self.encoded.cut} of {len(self.encoded.hidden)} captions are longer than the "
+                f"{self.encoded.hidden.shape[1]} tokens that the text encoder reads: what comes after is dropped"
+            )
         encoders = NONE
         if self.encoded.posterior is None:  # random crops: the VAE encodes pictures as they come
             self.images = self.images or load_images(config, self.seed)

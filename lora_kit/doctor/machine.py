@@ -7,12 +7,16 @@ from typing import Any
 
 from lora_kit.accelerator import environment_problems, environment_set_aside
 from lora_kit.config import DATA_SOURCES, TrainingConfig
-from lora_kit.data.images import count_images
+from lora_kit.data.batches import cut_captions
+from lora_kit.data.images import count_images, load_images
 from lora_kit.doctor.case import Case
 from lora_kit.doctor.findings import Check, Finding, check
+from lora_kit.models import load_models
 from lora_kit.output.checkpoints import checkpoints, newest_whole
-from lora_kit.output.lora_file import LORA
+from lora_kit.output.folder import place_problem
+from lora_kit.output.lora_file import LORA, upload_problem
 from lora_kit.output.metrics import METRICS
+from lora_kit.output.resume import find_checkpoint
 from lora_kit.system.checks import shown
 
 DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # mixed_precision: torch's name
@@ -20,15 +24,33 @@ DATA = Check("data", see=("00_start_here.ipynb", "The settings"))
 
 
 def count_pictures(config: TrainingConfig) -> tuple[int | None, list[Finding]]:
-    """(the number of pictures, or None; findings). No picture is drawn."""
+    """(the number of pictures, or None; findings). No style is drawn; a folder's pictures and captions are looked through."""
     source = next(name for name in DATA_SOURCES if getattr(config, name) is not None)
     value = f"{source} {getattr(config, source)!r}"
     try:
-        count = count_images(config, 0)
+        if config.style is not None:
+            count, cut = count_images(config, 0), {}
+        else:
+            images = load_images(config, 0)
+            count, cut = len(images), _cut(config, images)
     except Exception as error:  # whatever a reader of files raises: it would end the run as well
         cure = "data that `lora_kit.data.images.load_images` can read"
         return None, [DATA.error(value, str(error) or type(error).__name__, cure)]
+    if cut:
+        longest = max(cut.values(), key=len)
+        reason = f"{len(cut)} captions are longer than the text encoder reads; of one it drops {shown(longest)}"
+        return count, [DATA.warning(value, reason, "shorter captions, what counts first")]
     return count, [DATA.fine(value, f"{count} pictures with captions")]
+
+
+def _cut(config, images):
+    groups = [images.captions(index) for index in range(len(images))]
+    texts = {text for group in groups for text in ([group] if isinstance(group, str) else group)}
+    try:
+        tokenizer = load_models(config, parts=("tokenizer",)).tokenizer
+    except Exception:  # which the check of the base model says
+        return {}
+    return cut_captions(texts, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -137,11 +159,22 @@ def environment(case: Case) -> list[Finding]:
     ]
 
 
+@check("upload", see=("05_train.ipynb", "The settings"))
+def upload(case: Case) -> list[Finding]:
+    """Whether push_to_hub can work; nothing where it is not asked for."""
+    if not case.config.push_to_hub:
+        return []
+    value, problem = f"hub_model_id {case.config.hub_model_id!r}", upload_problem(case.config)
+    return [upload.error(value, problem, "as said") if problem else upload.fine(value, "the name can be one")]
+
+
 @check("output folder", see=("05_train.ipynb", "The settings"))
 def output_folder(case: Case) -> list[Finding]:
     """Whether the output folder is free, or holds what the run is to go on with."""
     config, folder = case.config, Path(case.config.output_dir)
     value, wanted = f"output_dir {config.output_dir!r}", case.config.resume_from_checkpoint
+    if problem := place_problem(config):
+        return [output_folder.error(value, problem, "a folder outside train_data_dir")]
     try:
         folder.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -168,7 +201,9 @@ def output_folder(case: Case) -> list[Finding]:
         return [output_folder.warning(value, reason, cure)]
     if broken:
         return [output_folder.error(value, f"{broken[0]}; none is whole", "leave resume_from_checkpoint out")]
-    if wanted not in (None, "latest") and Path(wanted).name not in stored:
-        reason = f"resume_from_checkpoint {wanted!r} is not among its checkpoints: {', '.join(stored) or 'none'}"
-        return [output_folder.error(value, reason, "one of them, or latest")]
+    if wanted not in (None, "latest"):
+        try:
+            find_checkpoint(folder, wanted)
+        except ValueError as error:
+            return [output_folder.error(value, str(error), "one of its checkpoints, or latest")]
     return [output_folder.fine(value, f"goes on with {newest.name if newest else wanted}" if wanted else "free")]

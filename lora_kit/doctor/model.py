@@ -9,7 +9,7 @@ from lora_kit.config import TrainingConfig
 from lora_kit.doctor.case import Case
 from lora_kit.doctor.findings import Check, Finding, check
 from lora_kit.doctor.machine import Precision
-from lora_kit.models import model_path
+from lora_kit.models import check_base, model_path
 from lora_kit.parameters import add_lora
 from lora_kit.system.imports import quiet_imports
 
@@ -59,6 +59,7 @@ def _empty_unet(config):
     )
     if not isinstance(about, dict):
         raise ValueError("its unet/config.json is no description of a UNet")
+    check_base(name, about)
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(about)
 

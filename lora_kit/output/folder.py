@@ -14,7 +14,7 @@ from typing import Any
 
 from lora_kit.config import TrainingConfig
 from lora_kit.output.checkpoints import checkpoints, number
-from lora_kit.output.lora_file import LORA
+from lora_kit.output.lora_file import LORA, make_repository, upload_problem
 from lora_kit.output.metrics import METRICS, read_metrics
 from lora_kit.steps import Steps
 from lora_kit.system.devices import device_name
@@ -22,6 +22,28 @@ from lora_kit.system.devices import device_name
 LOCK = "run.lock"
 VALIDATION = "validation"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what disks without file locks answer
+
+
+def place_problem(config: TrainingConfig) -> str | None:
+    """Why output_dir is no good place: inside the folder of the pictures, what a run draws would be trained on by the next."""
+    if config.train_data_dir is None:
+        return None
+    output, pictures = (Path(name).expanduser().resolve() for name in (config.output_dir, config.train_data_dir))
+    if output == pictures or pictures in output.parents:
+        return (
+            f"output_dir {config.output_dir!r} lies inside train_data_dir {config.train_data_dir!r}: a validation picture would be "
+            "taken for one to learn from; choose a folder outside"
+        )
+    return None
+
+
+def check_output(config: TrainingConfig, main: bool) -> None:
+    """ValueError, before any heavy work, where the results can't go where they are to go. main: asks the Hub as well."""
+    for problem in (place_problem(config), upload_problem(config)):
+        if problem:
+            raise ValueError(problem)
+    if main and config.push_to_hub:
+        make_repository(config)
 
 
 class OutputFolder:

@@ -62,16 +62,52 @@ def save_lora_alone(accelerator: Any) -> None:
     accelerator.register_load_state_pre_hook(load)
 
 
+def repository(config: TrainingConfig) -> str:
+    """The repository that the LoRA goes to: hub_model_id, or output_dir's name."""
+    return config.hub_model_id or Path(config.output_dir).resolve().name
+
+
+def upload_problem(config: TrainingConfig) -> str | None:
+    """Why an upload can't work, as far as that is known without asking the Hub; None where nothing is known."""
+    if not config.push_to_hub:
+        return None
+    from huggingface_hub import constants
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    source = "hub_model_id" if config.hub_model_id else "output_dir's name"
+    try:
+        validate_repo_id(repository(config))
+    except HFValidationError as error:
+        return f"push_to_hub: {source} {repository(config)!r} is no name for a repository: {error}; give another hub_model_id"
+    if constants.HF_HUB_OFFLINE:
+        return "push_to_hub: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it, or leave push_to_hub out"
+    return None
+
+
+def make_repository(config: TrainingConfig) -> None:
+    """Have the Hub make the repository, so that a wrong name or token is known before training. Raises ValueError."""
+    from huggingface_hub import create_repo
+
+    token = config.hub_token and config.hub_token.reveal()
+    try:
+        create_repo(repository(config), exist_ok=True, token=token)
+    except Exception as error:  # the network's, and the Hub's own of many kinds
+        raise ValueError(
+            f"push_to_hub: the Hub makes no repository {repository(config)!r}: {type(error).__name__} {error}; `hf auth login`, "
+            "or leave push_to_hub out"
+        ) from error
+
+
 def push_to_hub(output_dir: Path, config: TrainingConfig, files: list[str]) -> None:
-    """Upload the files of a finished run that match the patterns, as hub_model_id and hub_token say."""
+    """Upload the files of a finished run that match the patterns. Raises ValueError, and says where the LoRA is."""
     from huggingface_hub import create_repo, upload_folder
 
     token = config.hub_token and config.hub_token.reveal()
-    repo = create_repo(config.hub_model_id or output_dir.name, exist_ok=True, token=token)
-    upload_folder(
-        repo_id=repo.repo_id,
-        folder_path=output_dir,
-        allow_patterns=files,
-        token=token,
-        commit_message="End of training",
-    )
+    try:
+        name = create_repo(repository(config), exist_ok=True, token=token).repo_id
+        message = "End of training"
+        upload_folder(repo_id=name, folder_path=output_dir, allow_patterns=files, token=token, commit_message=message)
+    except Exception as error:
+        raise ValueError(
+            f"the upload failed: {type(error).__name__} {error}; the LoRA is safe in {output_dir / LORA}"
+        ) from error

@@ -178,3 +178,16 @@ def test_without_match_diffusers_the_seed_decides(tokenizer):
     config = TrainingConfig(style="outlined", learning_rate=1e-3, resolution=8, random_flip=True)
     pictures = TrainingPictures.of(config, of(numbered(60, 8)), tokenizer, seed=3)
     assert (pictures.global_draws, pictures.seed, pictures.random_flip, pictures.center_crop) == (False, 3, True, False)
+
+
+def test_what_is_cut_off_a_caption():
+    from lora_kit.data.batches import cut_captions
+    from lora_kit.models import load_models
+
+    tokenizer = load_models(TrainingConfig(style="outlined", learning_rate=1e-3), parts=("tokenizer",)).tokenizer
+    read, fox = tokenizer.model_max_length - 2, len(tokenizer("fox", add_special_tokens=False).input_ids)
+    fits = " ".join(["fox"] * (read // fox))
+    cut = cut_captions(["fox", fits, f"{fits} fox red apple"], tokenizer)
+    assert list(cut) == [f"{fits} fox red apple"] and cut[f"{fits} fox red apple"].split()[-2:] == ["red", "apple"]
+    assert len(cut[f"{fits} fox red apple"]) < len("fox fox red apple")
+    assert cut_captions([], tokenizer) == {}

@@ -173,8 +173,8 @@ def test_an_unknown_column_is_named_with_the_nearest(tmp_path, settings):
         ([{**row, "text": 3} for row in ROWS], ValueError, "caption_column 'text' must hold a text.*0.png has 3"),
         ([{**row, "text": []} for row in ROWS], ValueError, "0.png has no caption"),
         ([{**row, "text": ["a", None]} for row in ROWS], ValueError, "0.png has no caption"),
-        ([{"text": "a"}], ValueError, "pictures' can't be loaded; its metadata may be at fault: `file_name`"),
-        ([], ValueError, "pictures' can't be loaded; its metadata may be at fault"),
+        ([{"text": "a"}], ValueError, "pictures' can't be loaded: its metadata may be at fault: .*`file_name`"),
+        ([], ValueError, "pictures' can't be loaded: its metadata may be at fault"),
     ],
 )
 def test_faults_of_the_metadata(tmp_path, settings, rows, kind, message):
@@ -241,3 +241,54 @@ def test_a_broken_picture_of_a_stored_data_set_is_named_when_it_is_read():
     images = CaptionedImages(stored, ["a"], ["0 of someone/some"])
     with pytest.raises(ValueError, match="picture 0 of someone/some can't be read"):
         images.image(0)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"0.txt": "a red square"},
+            r" has no captions \(its 1 text files, as other trainers keep captions, are not read\)",
+        ),
+        ({"10_square/0.caption": "a red square"}, r" has no captions \(its 1 text files, "),
+        ({"captions.csv": "image, caption\n"}, " has no captions: write metadata.jsonl in it"),
+        ({"metadata.json": "[]"}, " has no captions: write metadata.jsonl in it"),
+        ({"Thumbs.db": "x"}, " has no captions: write metadata.jsonl in it"),
+    ],
+    ids=str,
+)
+def test_captions_in_other_files_are_asked_for(files, said, tmp_path, settings):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    place = (tmp_path / next(iter(files))).parent
+    Image.new("RGB", (8, 8)).save(place / "0.png")
+    name = (place / "0.png").relative_to(tmp_path)
+    with pytest.raises(ValueError, match=f'{said}.*"file_name": "{name}"'):
+        load_images(TrainingConfig(train_data_dir=str(tmp_path), **settings))
+
+
+def test_metadata_in_another_alphabet_is_named(tmp_path, settings):
+    path = write_folder(tmp_path / "pictures")
+    metadata = tmp_path / "pictures" / "metadata.jsonl"
+    metadata.write_bytes('{"file_name": "0.png", "text": "a café"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"can't be loaded: its metadata is not in UTF-8 .*save it as UTF-8"):
+        load_images(TrainingConfig(train_data_dir=path, **settings))
+
+
+def test_a_cache_that_can_not_be_written_is_not_blamed_on_the_metadata(tmp_path, settings):
+    path = write_folder(tmp_path / "pictures")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"can't be loaded: .*where data sets are cached; set HF_HOME or cache_dir"):
+        load_images(TrainingConfig(train_data_dir=path, **settings | {"cache_dir": str(tmp_path / "file" / "inside")}))
+
+
+def test_imagefolder_by_name_is_the_folder(tmp_path, settings):
+    Image.new("CMYK", (64, 64)).save(tmp_path / "0.jpg")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "0.jpg", "text": "a square"}))
+    said = []
+    for more in ({}, {"dataset_name": "imagefolder"}):
+        with pytest.raises(ValueError, match="is in CMYK") as error:
+            load_images(TrainingConfig(train_data_dir=str(tmp_path), **more, **settings))
+        said.append(str(error.value))
+    assert said[0] == said[1]

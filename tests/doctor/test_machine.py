@@ -1,11 +1,13 @@
 """The checks of this machine: precision in its places, the output folder, the pictures."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from doctor_cases import SOUND, findings_of
+from PIL import Image
 
 from lora_kit.config import TrainingConfig
 from lora_kit.doctor import ERROR, FINE, WARNING, examine
@@ -95,7 +97,7 @@ def test_output_folders(tmp_path):
     (other / "metrics.jsonl").write_text("")
     other_run = finding(other)
     assert other_run.status == WARNING and "metrics.jsonl, checkpoint-5" in other_run.reason
-    assert finding(other, resume_from_checkpoint="checkpoint-5").reason == "goes on with checkpoint-5"
+    assert "it was not finished" in finding(other, resume_from_checkpoint="checkpoint-5").reason
     other_run = finding(other, resume_from_checkpoint="latest")
     assert (
         other_run.status == ERROR and "it was not finished" in other_run.reason and "none is whole" in other_run.reason
@@ -106,6 +108,9 @@ def test_output_folders(tmp_path):
     other_run = finding(other, resume_from_checkpoint="latest")
     assert other_run.status == WARNING and "goes on with checkpoint-3" in other_run.reason
     shutil.rmtree(other / "checkpoint-5")
+    for wanted in ("checkpoint-3", str(other / "checkpoint-3")):
+        assert finding(other, resume_from_checkpoint=wanted).reason == f"goes on with {wanted}"
+    assert "is not there" in finding(other, resume_from_checkpoint=str(tmp_path / "checkpoint-3")).reason
     assert finding(other, resume_from_checkpoint="latest").reason == "goes on with checkpoint-3"
     assert sorted(path.name for path in other.iterdir()) == ["checkpoint-3", "metrics.jsonl"]
 
@@ -143,3 +148,44 @@ def test_what_the_environment_says_otherwise(monkeypatch):
     assert (first, second) == ("error", "warning")
     assert refused.startswith("ACCELERATE_USE_FSDP 'true' in the environment: this loop trains with plain data")
     assert aside.endswith("is set aside: gradient_accumulation_steps is 1")
+
+
+def test_captions_that_are_cut_are_counted_and_shown(tmp_path):
+    for index, text in enumerate(("fox", "fox " * 20 + "red apple")):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
+        with open(tmp_path / "metadata.jsonl", "a") as file:
+            file.write(json.dumps({"file_name": f"{index}.png", "text": text}) + "\n")
+    data = SOUND | dict(style=None, train_data_dir=str(tmp_path))
+    (found,) = (one for one in examine(data) if one.check == "data")
+    assert found.status == WARNING and found.reason.startswith(
+        "1 captions are longer than the text encoder reads; of one it drops"
+    )
+    assert "fox red apple'" in found.reason
+
+
+def test_an_output_inside_the_pictures_is_an_error(tmp_path):
+    for place in (tmp_path, tmp_path / "run"):
+        (found,) = findings_of(
+            "output folder", SOUND | dict(style=None, train_data_dir=str(tmp_path), output_dir=str(place))
+        )
+        assert found.status == ERROR and "lies inside train_data_dir" in found.reason
+    beside = SOUND | dict(style=None, train_data_dir=str(tmp_path / "pictures"), output_dir=str(tmp_path / "run"))
+    assert findings_of("output folder", beside)[0].status == FINE
+
+
+@pytest.mark.parametrize(
+    ("settings", "offline", "said"),
+    [
+        (dict(hub_model_id="my lora"), False, "hub_model_id 'my lora' is no name for a repository"),
+        (dict(output_dir="a/my lora"), False, "output_dir's name 'my lora' is no name for a repository"),
+        (dict(hub_model_id="me/lora"), True, "HF_HUB_OFFLINE is set, so nothing can be uploaded"),
+        (dict(hub_model_id="me/lora"), False, ""),
+    ],
+)
+def test_an_upload_that_can_not_be_is_known_before(settings, offline, said, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    assert findings_of("upload", SOUND | settings) == []
+    (found,) = findings_of("upload", SOUND | settings | dict(push_to_hub=True))
+    assert found.status == (ERROR if said else FINE) and said in found.reason

@@ -1,0 +1,69 @@
+"""An upload: asked for before training, and of the LoRA and the pictures alone. The Hub is one that answers here."""
+
+import huggingface_hub
+import pytest
+
+from lora_kit.config import quiet_config
+from lora_kit.output.folder import check_output
+from lora_kit.output.lora_file import LORA, push_to_hub
+
+SETTINGS = dict(style="outlined", learning_rate=1e-3, push_to_hub=True, hub_model_id="lora", hub_token="hf_secret")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What the Hub was asked for; it refuses what `refused` names."""
+    asked, refused = [], set()
+
+    class Made:
+        repo_id = "me/lora"
+
+    def answer(name):
+        def call(*words, **options):
+            if name in refused:
+                raise OSError(f"{name}: 401 Unauthorized")
+            asked.append((name, words, options))
+            return Made
+
+        return call
+
+    for name in ("create_repo", "upload_folder"):
+        monkeypatch.setattr(huggingface_hub, name, answer(name))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    return asked, refused
+
+
+def test_the_repository_is_made_before_training_by_the_first_process_alone(hub):
+    config = quiet_config(SETTINGS)
+    check_output(config, main=False)
+    assert hub[0] == []
+    check_output(config, main=True)
+    assert hub[0] == [("create_repo", ("lora",), dict(exist_ok=True, token="hf_secret"))]
+
+
+def test_a_refusal_is_known_before_training_and_keeps_the_secret(hub):
+    hub[1].add("create_repo")
+    with pytest.raises(
+        ValueError, match="the Hub makes no repository 'lora': OSError create_repo: 401 Unauthorized"
+    ) as error:
+        check_output(quiet_config(SETTINGS), main=True)
+    assert "hf_secret" not in str(error.value)
+
+
+def test_what_goes_up(hub, tmp_path):
+    push_to_hub(tmp_path, quiet_config(SETTINGS), [LORA, "validation/*"])
+    name, _, options = hub[0][-1]
+    assert name == "upload_folder" and options["repo_id"] == "me/lora"
+    assert options["allow_patterns"] == [LORA, "validation/*"]
+
+
+def test_an_upload_that_fails_says_that_the_lora_is_safe(hub, tmp_path):
+    hub[1].add("upload_folder")
+    with pytest.raises(ValueError, match=f"the upload failed: OSError .*the LoRA is safe in {tmp_path / LORA}"):
+        push_to_hub(tmp_path, quiet_config(SETTINGS), [LORA])
+
+
+def test_a_run_inside_its_pictures_is_refused(tmp_path):
+    settings = dict(train_data_dir=str(tmp_path), output_dir=str(tmp_path / "run"), learning_rate=1e-3)
+    with pytest.raises(ValueError, match="lies inside train_data_dir"):
+        check_output(quiet_config(settings), main=True)
