@@ -19,7 +19,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 tutorial: $(READY) ## run every notebook; copies, HTML and pictures go to build/tutorial
-	@echo "Running the tutorial, about 8 minutes on two cores."
+	@echo "Running the tutorial, about 10 minutes on two cores."
 	@HF_HUB_OFFLINE=1 $(BIN)/python scripts/run_tutorial.py
 
 # All checks always happen, and each one fails the target. Tests and notebooks run two at a time, the longest files first; on the
@@ -30,7 +30,7 @@ test: export LORA_KIT_OUTPUT_DIR = $(CURDIR)/build/test-runs
 test: BEGUN := $(shell date +%s)
 test: $(READY) $(BROWSER) $(WIDGETS7)/ready $(SITE)/ready ## style, unit tests, every notebook
 	@status=0; ready=$$(date +%s); \
-	echo "Set up in $$((ready - $(BEGUN))) s. Checking style, then tests and notebooks; under 20 minutes in all."; \
+	echo "Set up in $$((ready - $(BEGUN))) s. Checking style, then tests and notebooks; about 15 minutes in all."; \
 	$(BIN)/ruff check || status=1; \
 	$(BIN)/ruff format --check || status=1; \
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(NBVAL) \

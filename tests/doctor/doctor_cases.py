@@ -46,7 +46,7 @@ TRAPS = [  # settings, options, check, status, words of value, reason or cure
     (dict(learning_rate=10**400), {}, "settings", ERROR, "is not a finite number"),
     (dict(lr_scheduler="piecewise_constant", lr_step_rules="1-2"), {}, "settings", ERROR, "can't be read"),
     (dict(resume_from_checkpoint="latest"), {}, "output folder", WARNING, "holds no checkpoint"),
-    (dict(resume_from_checkpoint="checkpoint-5"), {}, "output folder", ERROR, "not among its checkpoints: none"),
+    (dict(resume_from_checkpoint="checkpoint-5"), {}, "output folder", ERROR, "is not there; output_dir"),
 ]  # fmt: skip
 TRAP_NAMES = [f"{check}-{words}" for _, _, check, _, words in TRAPS]
 
