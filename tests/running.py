@@ -1,5 +1,7 @@
 """What several test files need to run things: commands, processes, kernels, and what they leave."""
 
+import atexit
+import contextlib
 import hashlib
 import importlib
 import json
@@ -113,6 +115,13 @@ class Program:
         self._process = FORKS.Process(target=_program, args=arguments)
         self._process.start()
         self.pid = self._process.pid
+        atexit.register(self._kill)  # where a test failed before its end, which would else be waited for
+
+    def _kill(self):
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.join()
 
     @property
     def returncode(self):
@@ -123,9 +132,7 @@ class Program:
     def end(self):
         """A `CompletedProcess`, when the program is done. Nothing of it is left after a time-out."""
         self._process.join(PATIENCE)
-        if self.returncode is None:
-            os.killpg(self.pid, signal.SIGKILL)
-            self._process.join()
+        self._kill()
         out, err = (path.read_text() if path.exists() else "" for path in self._files)
         self._folder.cleanup()
         return subprocess.CompletedProcess([], self.returncode, out, err)
