@@ -120,8 +120,14 @@ def nearest_flags(words: Iterable[str], more: Iterable[str] = ()) -> list[tuple[
     """
     words, known = list(words), [*(f"--{name}" for name in FIELDS), *more]
     flags = [word for word in words if word.startswith("-")] or words[:1]
-    near = {word: nearest(word.split("=")[0], known) for word in dict.fromkeys(flags)}
+    near = {word: _meant(word.split("=")[0], known) for word in dict.fromkeys(flags)}
     return [(word, f", did you mean {near[word]}?" if near[word] else "") for word in flags]
+
+
+def _meant(flag, known):
+    """The known flag that a flag was cut short from, where few begin so; or else the nearest one."""
+    begun = [name for name in known if name.startswith(flag)]
+    return nearest(flag, begun or known) or (begun[0] if 0 < len(begun) <= 3 else None)
 
 
 def unknown_words(words: Iterable[str], more: Iterable[str] = ()) -> str:

@@ -1,35 +1,19 @@
-"""A configuration from text that somebody pasted: a command line, Python or YAML, each read by a function of its own.
+"""What a text that somebody pasted asks for, a `Reading`; and how Python and YAML are read.
 
 Nothing of a text is run. A text that can't be read gives a ValueError with a short quotation, whatever the text is.
 """
 
-import argparse
 import ast
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
-from lora_kit.command_line.flags import (
-    LAUNCH_FLAGS,
-    add_launch_flags,
-    build_parser,
-    count_flag,
-    read_settings,
-    unknown_words,
-)
-from lora_kit.command_line.shell import last_command
 from lora_kit.config import FIELDS, kind_of
-from lora_kit.script import SCRIPT
 from lora_kit.system.checks import check_count, shown, whole_number
 
 SCRIPT_FILE = "train_text_to_image_lora.py"
-LAUNCH = "lora_kit.launch"
-MODULES = ("lora_kit.training", LAUNCH, "lora_kit.doctor")
-MOST_WORDS = 2_000  # of a command: argparse compares each word with all others
 DEEPEST = 50  # brackets in brackets of YAML
 LAUNCH_ARGUMENTS = ("config", "num_processes", "live", "port", "num_machines", "machine_rank", "main_process_ip")
 UNSAID_PROCESSES = 2  # what a launch starts on a machine without GPUs
@@ -66,7 +50,7 @@ def read_python(text: str) -> Reading:
     except SyntaxError as error:
         place = f"line {error.lineno}: " if error.lineno else ""
         quotation = f": {shown(error.text.strip())}" if error.text else ""
-        raise ValueError(f"Python that can't be read, {place}{_short(error.msg)}{quotation}") from None
+        raise ValueError(f"Python that can't be read, {place}{in_one_line(error.msg)}{quotation}") from None
     except (RecursionError, MemoryError):
         raise ValueError("Python that can't be read: it is nested too deep") from None
     except ValueError as error:  # a null byte
@@ -129,7 +113,7 @@ def read_yaml(text: str) -> Reading:
     try:
         record = yaml.load(text, _PlainLoader)
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two: a date or a number that is none
-        raise ValueError(f"YAML that can't be read: {_short(error)}") from None
+        raise ValueError(f"YAML that can't be read: {in_one_line(error)}") from None
     except RecursionError:
         raise ValueError("YAML that can't be read: it is nested too deep") from None
     settings = record.get("training") if isinstance(record, dict) else None
@@ -152,79 +136,7 @@ def _number(name, value):
     return value
 
 
-def read_shell(text: str) -> Reading:
-    """The settings, processes and launcher of the last command of a shell text."""
-    words = last_command(text)
-    if len(words) > MOST_WORDS:
-        raise ValueError(f"a command of {len(words):,} words is too long to read; at most {MOST_WORDS:,} are")
-    index = next((i for i, word in enumerate(words) if word.endswith(".py") or word in MODULES), None)
-    if index is None:
-        start = shown(shlex.join(words)[:80])
-        raise ValueError(f"no program in {start}: it must name {SCRIPT_FILE}, or {MODULES[0]} after -m")
-    program, launcher = PurePath(words[index]).name, words[:index]
-    settings, own = _read_flags(program, words[index + 1 :])
-    processes, sentences = _processes(launcher), []
-    if program == LAUNCH:
-        processes = own.num_machines * (own.num_processes or UNSAID_PROCESSES)
-        sentences += [] if own.num_processes else [UNSAID]
-    elif own.num_processes:
-        processes = own.num_processes
-    precision = _option(launcher, "--mixed_precision")
-    if precision:
-        settings.setdefault("mixed_precision", precision)
-        sentences.append(f"mixed_precision {precision} is the launcher's")
-    if program.endswith(".py"):
-        defaults = {name: value for name, value in SCRIPT.defaults.items() if name not in settings}
-        settings = defaults | settings
-        taken = ", ".join(f"{name} {value:g}" for name, value in defaults.items())
-        sentences += [f"not given, so {SCRIPT_FILE}'s own: {taken}"] if taken else []
-        sentences += [f"{program} is read as if it were {SCRIPT_FILE}"] if program != SCRIPT_FILE else []
-    return Reading(settings, processes, getattr(own, "num_examples", None), tuple(sentences))
-
-
-def _read_flags(program: str, words: Sequence[str]) -> tuple[dict[str, Any], argparse.Namespace]:
-    """(settings, the program's own options) of the words after a program."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser = build_parser(add_help=False)
-    own.error = parser.error = _refuse
-    if program == LAUNCH:
-        add_launch_flags(own)
-        more = LAUNCH_FLAGS
-    else:
-        more = ("--num_processes", "--num_examples")
-        for flag in more:
-            own.add_argument(flag, type=count_flag(1))
-    options, rest = own.parse_known_args(words)
-    settings, unknown = read_settings(parser, rest)
-    unknown = [word for word in unknown if word not in ("...", "…")]  # as in a README: and so on
-    if unknown:
-        raise ValueError(unknown_words(unknown, more))
-    return settings, options
-
-
-def _refuse(message: str) -> NoReturn:
-    raise ValueError(_short(message))
-
-
-def _short(message):
+def in_one_line(message: object) -> str:
     """A message in one line, cut where it quotes at length."""
     text = " ".join(str(message).split())
     return text if len(text) <= 400 else f"{text[:400]}..."
-
-
-def _option(words, name):
-    """The value of a launcher's option, given as two words or as one; None where it isn't there."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word.split("=")[0].replace("-", "_") == name.replace("-", "_"):
-            return word.split("=", 1)[1] if "=" in word else following
-    return None
-
-
-def _processes(launcher):
-    """The processes that accelerate launch or torchrun starts, over all machines."""
-    total = 1
-    for name in ("--num_processes", "--nproc_per_node", "--nnodes"):
-        value = _option(launcher, name)
-        if value is not None:
-            total *= whole_number(name, int(value) if value.isdecimal() and len(value) < 400 else value)
-    return total

@@ -9,14 +9,17 @@ from typing import Any
 
 import yaml
 
+from lora_kit.command_line.command import read_shell
 from lora_kit.command_line.flags import flag_words, to_argv
-from lora_kit.command_line.reading import SCRIPT_FILE, Reading, checked_numbers, read_python, read_shell, read_yaml
+from lora_kit.command_line.reading import SCRIPT_FILE, Reading, checked_numbers, read_python, read_yaml
 from lora_kit.command_line.shell import LONGEST
 from lora_kit.config import OWN_SETTINGS, TrainingConfig
 from lora_kit.script import SCRIPT
 from lora_kit.system.secret import Secret
 
 YAML_BREAKS = re.compile("[\x85\u2028\u2029]")  # PyYAML writes these ends of lines as they are, and reads a blank
+FENCE = re.compile(r"^[^\S\n]*(?:`{3,}|~{3,})[^\S\n]*[\w+-]*[^\S\n]*$", re.MULTILINE)  # of a block of code in Markdown
+ASKING = re.compile(r"\.py\b|\blora_kit\.|TrainingConfig\(|^training:", re.MULTILINE)  # what a text to be read has
 YAML_KEY = re.compile(r"\w+:(\s|$)")
 
 
@@ -30,6 +33,7 @@ def read(text: str) -> Reading:
     """
     if len(text) > LONGEST:
         raise ValueError(f"a text of {len(text):,} characters is too long to read; at most {LONGEST:,} are")
+    text = _code(text.removeprefix("\ufeff"))
     if not text.strip():
         raise ValueError("nothing to read: paste a command line, Python with TrainingConfig(...), or YAML")
     if "TrainingConfig(" in text:
@@ -38,6 +42,19 @@ def read(text: str) -> Reading:
     if YAML_KEY.match(next(lines, "")):
         return checked_numbers(read_yaml(text))
     return checked_numbers(read_shell(text))
+
+
+def _code(text):
+    """What stands in the blocks of code of a Markdown text, or all of it where the configuration isn't in one."""
+    bare = text.strip()
+    if bare[:1] == bare[-1:] == "`" and not FENCE.match(bare):
+        return bare.strip("`")
+    parts = FENCE.split(text)
+    if len(parts) > 1 and not ASKING.search("\n".join(parts[::2])):
+        return "\n".join(parts[1::2]).rstrip().removesuffix("```")
+    if len(parts) == 2 and not parts[1].strip():  # copied without the fence above it
+        return parts[0]
+    return text
 
 
 def write(config: TrainingConfig, num_processes: int = 1, num_examples: int | None = None) -> dict[str, str]:
