@@ -193,7 +193,7 @@ def test_a_command_line_is_pasted_and_a_wrong_one(widgets, page):
     command = page.locator(".jupyter-widgets pre").first
     before = command.inner_text()
     for text, refusal in (
-        ("accelerate launch train_text_to_image_lora.py --lr_warmup_step 4", "did you mean --lr_warmup_steps"),
+        ("accelerate launch train_text_to_image_lora.py --lr_warmup_stesp 4", "did you mean --lr_warmup_steps"),
         ("TrainingConfig(learning_rate=1e-3)\nlaunch(config, num_processes='many')", "num_processes 'many'"),
     ):
         reader.paste(text)
