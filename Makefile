@@ -30,7 +30,7 @@ test: export LORA_KIT_OUTPUT_DIR = $(CURDIR)/build/test-runs
 test: BEGUN := $(shell date +%s)
 test: $(READY) $(BROWSER) $(WIDGETS7)/ready $(SITE)/ready ## style, unit tests, every notebook
 	@status=0; ready=$$(date +%s); \
-	echo "Set up in $$((ready - $(BEGUN))) s. Checking style, then tests and notebooks; about 15 minutes in all."; \
+	echo "Set up in $$((ready - $(BEGUN))) s. Checking style, then tests and notebooks; 15 to 20 minutes in all."; \
 	$(BIN)/ruff check || status=1; \
 	$(BIN)/ruff format --check || status=1; \
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(NBVAL) \

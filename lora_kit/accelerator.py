@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lora_kit.config import TrainingConfig
+from lora_kit.config import FIELDS, TrainingConfig
 from lora_kit.system.checks import shown
 
-PRECISIONS = ("no", "fp16", "bf16")
 # variables of accelerate that a setting of the run stands in for: {variable: (setting, what says nothing)}
 STOOD_IN_FOR = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient_accumulation_steps", "1"),
@@ -24,18 +23,23 @@ OTHER_LOOPS = (  # what would split the model or the batches in another way than
 YES = ("1", "true", "yes", "y", "t", "on")
 
 
-def environment_problems(config: TrainingConfig) -> list[str]:
-    """What the environment asks of accelerate that this loop can't do, as sentences."""
-    problems = [
+def other_loops() -> list[str]:
+    """The ways to split the work that the environment asks of accelerate and that this loop doesn't know, as sentences."""
+    return [
         f"{name} {shown(os.environ[name])} in the environment: this loop trains with plain data parallelism; "
         "run `accelerate config` without it, or unset it"
         for name in OTHER_LOOPS
         if os.environ.get(name, "").lower() in YES
     ]
+
+
+def environment_problems(config: TrainingConfig) -> list[str]:
+    """What the environment asks of accelerate that this loop can't do, as sentences."""
+    problems, known = other_loops(), FIELDS["mixed_precision"].metadata["rules"]["choices"]
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if config.mixed_precision is None and precision not in PRECISIONS:
+    if config.mixed_precision is None and precision not in known:
         problems.append(
-            f"ACCELERATE_MIXED_PRECISION {shown(precision)} in the environment is none of {', '.join(PRECISIONS)}: "
+            f"ACCELERATE_MIXED_PRECISION {shown(precision)} in the environment is none of {', '.join(known)}: "
             "give --mixed_precision, and let `accelerate config` say one of them"
         )
     return problems

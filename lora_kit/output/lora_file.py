@@ -84,13 +84,14 @@ def upload_problem(config: TrainingConfig) -> str | None:
     return None
 
 
-def make_repository(config: TrainingConfig) -> None:
-    """Have the Hub make the repository, so that a wrong name or token is known before training. Raises ValueError."""
+def make_repository(config: TrainingConfig) -> str:
+    """The name of the repository, which the Hub makes where there is none: a wrong one, or a wrong token, is known before
+    training. Raises ValueError."""
     from huggingface_hub import create_repo
 
     token = config.hub_token and config.hub_token.reveal()
     try:
-        create_repo(repository(config), exist_ok=True, token=token)
+        return create_repo(repository(config), exist_ok=True, token=token).repo_id
     except Exception as error:  # the network's, and the Hub's own of many kinds
         raise ValueError(
             f"push_to_hub: the Hub makes no repository {repository(config)!r}: {type(error).__name__} {error}; `hf auth login`, "
@@ -100,11 +101,11 @@ def make_repository(config: TrainingConfig) -> None:
 
 def push_to_hub(output_dir: Path, config: TrainingConfig, files: list[str]) -> None:
     """Upload the files of a finished run that match the patterns. Raises ValueError, and says where the LoRA is."""
-    from huggingface_hub import create_repo, upload_folder
+    from huggingface_hub import upload_folder
 
     token = config.hub_token and config.hub_token.reveal()
     try:
-        name = create_repo(repository(config), exist_ok=True, token=token).repo_id
+        name = make_repository(config)
         message = "End of training"
         upload_folder(repo_id=name, folder_path=output_dir, allow_patterns=files, token=token, commit_message=message)
     except Exception as error:

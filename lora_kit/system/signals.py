@@ -39,9 +39,9 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
-    def hold(self) -> None:
-        """From here on the first signal waits until somebody looks at `number`."""
-        self.holds = True
+    def hold(self, holds: bool = True) -> None:
+        """From here on the first signal waits until somebody looks at `number`; with False none waits any more."""
+        self.holds = holds
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.holds and not self.number:

@@ -154,6 +154,13 @@ def test_what_nobody_uses_goes_and_what_is_too_much_too(tmp_path, monkeypatch):
     assert left() == {"used.safetensors", "1.part"} and (tmp_path / "another-file").exists()
 
 
+@pytest.mark.parametrize("value", ["many", "-1", "nan"])
+def test_a_limit_that_is_none_is_refused_before_anything_is_encoded(value, folder, monkeypatch):
+    monkeypatch.setenv("LORA_KIT_CACHE_GB", value)
+    with pytest.raises(ValueError, match=f"^LORA_KIT_CACHE_GB '{value}' is not a number of at least 0, such as 50$"):
+        cache(config(folder))
+
+
 def test_reading_counts_as_use(folder, models):
     store = cache(config(folder))
     store.write(encoded(config(folder), models))

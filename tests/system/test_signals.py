@@ -29,6 +29,14 @@ def test_the_first_is_noted_and_the_second_ends_at_once(number, monkeypatch):
     assert [signal.getsignal(one) for one in signals.HEARD] == before
 
 
+def test_what_is_let_go_ends_at_once():
+    with StopSignals() as stop:
+        stop.hold()
+        stop.hold(False)
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.parametrize("number", signals.HEARD)
 def test_before_anything_is_worth_keeping_the_first_ends_at_once(number):
     with StopSignals(), pytest.raises(Interrupted):
