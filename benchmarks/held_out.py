@@ -29,6 +29,7 @@ class HeldOut:
         from lora_kit.config import TrainingConfig
         from lora_kit.data.batches import TrainingPictures
         from lora_kit.data.emoji import load_style
+        from lora_kit.data.encoding import encode_captions
         from lora_kit.data.images import CaptionedImages
         from lora_kit.models import load_models
 
@@ -41,8 +42,9 @@ class HeldOut:
         with torch.no_grad():
             pixels = torch.stack([pictures.pixels(index) for index in range(self.count)])
             latents = self.models.vae.encode(pixels).latent_dist.mean * self.models.vae.config.scaling_factor
-            ids = torch.stack([pictures.input_ids(record["text"]) for record in records])
-            self.hidden = self.models.text_encoder(ids, return_dict=False)[0]
+        self.hidden = encode_captions(
+            [record["text"] for record in records], self.models.tokenizer, self.models.text_encoder, 16
+        )
         generator = torch.Generator().manual_seed(0)
         self.noise = torch.randn(TIMESTEPS, *latents.shape, generator=generator)
         number = self.models.noise_scheduler.config.num_train_timesteps

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_kit.config import TrainingConfig, quiet_config
+from lora_kit.data.batches import TrainingPictures
 from lora_kit.data.emoji import count_style, load_style
-from lora_kit.data.encoding import encode
+from lora_kit.data.encoding import encode_captions, encode_pictures
 from lora_kit.data.images import CaptionedImages
 from lora_kit.models import Models, load_pipeline
 from lora_kit.system.checks import whole_number
@@ -109,15 +110,19 @@ def fixed_inputs(
     records = records[:: len(records) // pictures][:pictures]
     images = CaptionedImages(*([record[field] for record in records] for field in ("image", "text", "emoji")))
     config = quiet_config({"style": style, "learning_rate": 1e-3, "resolution": SIDE})
-    encoded = encode(config, images, models, (8,))
-    latents = encoded.posterior[0, 0, :, 0].float().repeat(repeats, 1, 1, 1) * encoded.scaling_factor
+    shown = TrainingPictures.of(config, images, models.tokenizer)
+    pixels = torch.stack([shown.pixels(index) for index in range(len(images))])
+    mean = encode_pictures(pixels, models.vae, 8)[:, 0].cpu().float()
+    latents = mean.repeat(repeats, 1, 1, 1) * models.vae.config.scaling_factor
+    texts = [images.captions(index) for index in range(len(images))]
+    hidden = encode_captions(texts, models.tokenizer, models.text_encoder, 8).cpu()
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     scheduler, count = models.noise_scheduler, len(latents)
     timesteps = ((torch.arange(count) + 0.5) * scheduler.config.num_train_timesteps / count).long()
     noisy = scheduler.add_noise(latents, noise, timesteps)
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-    return noisy, timesteps, encoded.hidden[encoded.captions].repeat(repeats, 1, 1), target
+    return noisy, timesteps, hidden.repeat(repeats, 1, 1), target
 
 
 def fixed_loss(

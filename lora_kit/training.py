@@ -110,7 +110,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
         check_warmup(steps.lr_warmup_steps, steps.total_updates)
     for change in check_resumed(resume_from, record, config, steps, pictures.identity):
         accelerator.print(f"resumed with a change: {change}")
-    data = pictures.encode(progress)
+    data = pictures.prepare()
     loader = data.loader(config, seed)
 
     # the UNet, frozen, and its LoRA. Loading draws nothing; from here on each draw of the global generators has its place
@@ -159,7 +159,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
     began, loss_value, losses = time.perf_counter(), float("nan"), []
     for epoch in range(first_epoch, last_epoch):
         unet.train()
-        data.dataset.set_epoch(epoch)
+        data.set_epoch(epoch)
         loader.set_epoch(epoch)
         seen = update_in_epoch if epoch == first_epoch and behaviour.skips_seen_batches else 0
         batches = skip_first_batches(loader, seen * config.gradient_accumulation_steps) if seen else loader

@@ -89,9 +89,9 @@ class TrainingPictures:
 
     @classmethod
     def of(
-        cls, config: TrainingConfig, images: CaptionedImages | None, encoder: Any, seed: int | None = None
+        cls, config: TrainingConfig, images: CaptionedImages | None, encoder: Any, seed: int | None = None, **more: Any
     ) -> "Self":
-        """This data set with the settings of a `TrainingConfig`; `encoder` is what the class takes second."""
+        """This data set with the settings of a `TrainingConfig`; `encoder` is what the class takes second; more: goes to it."""
         return cls(
             images,
             encoder,
@@ -101,6 +101,7 @@ class TrainingPictures:
             image_interpolation_mode=config.image_interpolation_mode,
             seed=seed,
             global_draws=not config.behaviour.draws_from_seed,
+            **more,
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -113,7 +114,7 @@ class TrainingPictures:
     def __getitem__(self, index: int) -> "dict[str, torch.Tensor]":
         generator = self.generator(index)
         caption = self.choose(self.images.captions(index), generator)
-        return {"pixel_values": self.pixels(index, generator), "input_ids": self.input_ids(caption)}
+        return {"pixel_values": self.pixels(index, generator), "input_ids": tokenize(self.tokenizer, caption)}
 
     def generator(self, index: int) -> "torch.Generator | None":
         """Where item `index` of this epoch draws from; None stands for the global generators."""
@@ -142,7 +143,7 @@ class TrainingPictures:
 
     def is_square(self, index: int) -> bool:
         """Whether picture `index` needs no crop once it is resized."""
-        return _resized(self.images.image(index).size, self.resolution) == (self.resolution, self.resolution)
+        return _resized(self.images.size(index), self.resolution) == (self.resolution, self.resolution)
 
     def pixels(
         self, index: int, generator: "torch.Generator | None" = None, flip: bool | None = None
@@ -159,15 +160,11 @@ class TrainingPictures:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
         return (pixels - 0.5) / 0.5
 
-    def input_ids(self, caption: str) -> "torch.Tensor":
-        """A caption as int64 (tokens,), padded or cut to the tokenizer's length."""
-        return self.tokenizer(
-            caption,
-            max_length=self.tokenizer.model_max_length,
-            padding="max_length",
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids[0]
+
+def tokenize(tokenizer: Any, caption: str) -> "torch.Tensor":
+    """A caption as int64 (tokens,), padded or cut to the tokenizer's length."""
+    options = dict(padding="max_length", truncation=True, return_tensors="pt")
+    return tokenizer(caption, max_length=tokenizer.model_max_length, **options).input_ids[0]
 
 
 def cut_captions(texts: Iterable[str], tokenizer: Any) -> dict[str, str]:

@@ -1,34 +1,38 @@
-"""Encodings on disk: found again by what they were made of, and read only where the file is whole."""
+"""Encodings on disk: found again by what they were made of, and read only where they are whole."""
 
 import contextlib
-import hashlib
 import json
+import math
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import cache_dir
-from lora_kit.data.encoding import Encoded, encoding_batch
+from lora_kit.data.encoding import Plan, encoding_batch
 from lora_kit.data.identity import text_digest
+from lora_kit.data.records import SealedRecords
 from lora_kit.models import model_path
 from lora_kit.system.checks import checked, shown
+from lora_kit.system.files import write_whole
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 2  # of the file; a new one makes every stored file unknown
-STALE_PART_SECONDS = 24 * 3600
+FORMAT = 3  # of the folder; a new one makes every stored folder unknown
 UNUSED_DAYS = 30
 CACHE_GB = 50  # at most, if LORA_KIT_CACHE_GB names no other number
+CURE = "Set LORA_KIT_CACHE to a folder with room, or use no_cache"
 
 
 class EncodingCache:
-    """The file that holds the encodings of one data set by one model.
+    """The folder that holds the encodings of one data set by one model: plan.json, and a file of `SealedRecords` each for
+    captions and pictures.
 
-    Made from the same settings it finds the same file; another data set, model or setting is another key. `read` gives
-    None where there is none or it is not whole; `write` stores under a temporary name, renames it, and makes room (`evict`).
+    Made from the same settings it finds the same folder; another data set, model or setting is another key. Several runs may fill
+    it at once: each writes the same.
 
     seed: what max_train_samples are chosen with. num_processes, dtype, device: of the run that encodes. identity: the data's.
     fingerprint: what the Hub's library knows pictures by that aren't files of this machine.
@@ -58,62 +62,52 @@ class EncodingCache:
             "last batch": ways.largest_encoding_batch is None and min(num_processes, 2),  # on several it is filled up
             "computed": [str(dtype), device.type],
         }
-        self.key = text_digest(known)
-        self.path = cache_dir() / f"encoded-{self.key[:32]}.safetensors"
+        self.key, self.dtype = text_digest(known), dtype
+        self.path = cache_dir() / f"encoded-{self.key[:32]}"
 
-    def read(self) -> Encoded | None:
-        """`Encoded`, its tensors mapped from the file and so shared between processes, or None."""
-        from safetensors import SafetensorError, safe_open
-
+    def read(self) -> Plan | None:
+        """The plan that was written, or None where there is none or it is not whole."""
         try:
-            with safe_open(self.path, framework="pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, ValueError, SafetensorError):  # ValueError: a header of other types
+            stored = json.loads((self.path / "plan.json").read_text())
+            plan, digest = stored["plan"], stored["digest"]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        if about.get("key") != self.key or about.get("digest") != _content_digest(tensors, about.get("rest", "")):
+        if digest != text_digest([self.key, plan]):
             return None
         with contextlib.suppress(OSError):
-            os.utime(self.path)  # when it was last used
-        rest = json.loads(about["rest"])
-        rest["batch_sizes"] = tuple(rest["batch_sizes"])
-        return Encoded(posterior=tensors.get("posterior"), hidden=tensors["hidden"], **rest)
+            os.utime(self.path / "plan.json")  # when it was last used
+        return Plan(*(tuple(value) if name != "captions" and isinstance(value, list) else value
+                      for name, value in zip(Plan._fields, plan, strict=True)))  # fmt: skip
 
-    def write(self, encoded: Encoded) -> Encoded:
-        """Store `encoded` and return it as `read` does. Raises ValueError where the disk does not take it."""
-        from safetensors.torch import save_file
-
-        tensors = {"posterior": encoded.posterior, "hidden": encoded.hidden}
-        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        rest = {name: getattr(encoded, name) for name in ("captions", "scaling_factor", "batch_sizes", "cut")}
-        about = {"key": self.key, "rest": json.dumps(rest)}
-        about["digest"] = _content_digest(tensors, about["rest"])
-        part = self.path.with_suffix(f".{os.getpid()}.part")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, part, metadata=about)
-            part.chmod(0o444)
-            os.replace(part, self.path)
-        except Exception as error:  # safetensors raises its own for a full disk
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise ValueError(
-                f"the cache {self.path} can't be written: {error}. Set LORA_KIT_CACHE to a folder with room, or use "
-                "no_cache"
-            ) from error
+    def write(self, plan: Plan) -> None:
+        """Keep `plan`, and make room for its encodings (`evict`). Raises ValueError where the disk does not take it."""
+        plan = json.loads(json.dumps(plan))
+        text = json.dumps({"plan": plan, "digest": text_digest([self.key, plan])})
+        write_whole(self.path / "plan.json", lambda part: part.write_text(text), CURE)
         evict(self.path.parent, self.path)
-        return self.read() or encoded
 
+    def open(self, plan: Plan) -> tuple[SealedRecords, SealedRecords | None]:
+        """(captions, pictures) as far as they are encoded; None where pictures aren't kept.
 
-def _content_digest(tensors, rest):
-    """Of all that is read: names, shapes, numbers, and what stands beside them."""
-    import torch
-
-    digest = hashlib.sha256(rest.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        Raises ValueError where they can't be written, and, with both figures, where the disk has no room for what is missing.
+        """
+        try:
+            count, *shape = plan.caption_shape
+            captions = SealedRecords(self.path / "captions", f"{self.key} captions", count, shape, self.dtype)
+            pictures = None
+            if plan.picture_shape is not None:
+                count, shape = math.prod(plan.picture_shape[:3]), plan.picture_shape[3:]
+                pictures = SealedRecords(self.path / "pictures", f"{self.key} pictures", count, shape, self.dtype)
+            free = shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise ValueError(f"the cache {self.path} can't be written: {error}. {CURE}") from error
+        need = captions.room() + (pictures.room() if pictures else 0)
+        if need > free:
+            raise ValueError(
+                f"the encodings of {len(plan.captions):,} pictures and {plan.caption_shape[0]:,} captions need {need / 1e9:.1f} GB "
+                f"more, and the disk of {self.path.parent} has {free / 1e9:.1f}. {CURE}"
+            )
+        return captions, pictures
 
 
 def _listing(folder):
@@ -145,16 +139,17 @@ def cache_limit() -> float:
 
 
 def evict(folder: Path, kept: Path | None = None) -> None:
-    """Remove encodings that nobody has used for `UNUSED_DAYS`, then the longest unused beyond `CACHE_GB`, but for `kept`; and
-    half-written files of a day ago."""
+    """Remove encodings that nobody has used for `UNUSED_DAYS`, then the longest unused beyond `CACHE_GB`, but for `kept`."""
     sizes, now, room = {}, time.time(), cache_limit()
     for path in folder.glob("encoded-*"):
         with contextlib.suppress(OSError):  # another run may remove it meanwhile
-            stat = path.stat()
-            sizes[path] = (now - stat.st_mtime, stat.st_size)
+            stats = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])]
+            used = max((stat.st_mtime for stat in stats), default=0.0)
+            sizes[path] = (now - used, sum(512 * stat.st_blocks for stat in stats))
     for path, (age, size) in sorted(sizes.items(), key=lambda item: item[1]):  # the one last used comes first
         room -= size
-        over = room < 0 or age > UNUSED_DAYS * 86_400
-        if path != kept and (age > STALE_PART_SECONDS if path.suffix == ".part" else over):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        if path != kept and (room < 0 or age > UNUSED_DAYS * 86_400):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:  # of an earlier version
+                path.unlink(missing_ok=True)

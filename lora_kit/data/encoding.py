@@ -3,73 +3,136 @@
 A picture's latents are drawn anew each epoch from a normal distribution; its mean and standard deviation never change
 unless the picture does, so these are kept, and each epoch still draws a fresh sample. Everything is found by the
 picture and by the caption, never by its place in a shuffled epoch (diffusers#14430 paired latents with other captions
-so).
+so). It is encoded when a batch first asks for it.
 Where pictures are cropped at random only the captions are kept, and the VAE goes on encoding pictures as they come.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_kit.config import TrainingConfig
-from lora_kit.data.batches import TrainingPictures, cut_captions
+from lora_kit.data.batches import TrainingPictures, cut_captions, tokenize
 from lora_kit.data.images import CaptionedImages
-from lora_kit.models import Models
+from lora_kit.data.records import SealedRecords
 
 if TYPE_CHECKING:
     import torch
 
 
-class Encoded(NamedTuple):
-    """The encodings of a data set of N pictures with M different captions.
+class Plan(NamedTuple):
+    """What there is to encode of a data set of N pictures with M different captions.
 
-    posterior: (V, F, N, 2, 4, h, w): mean and standard deviation of the latents; F is 2 (as it is, mirrored) where
+    captions: for each picture the index of its caption among the M, or a list of them. caption_shape: (M, tokens, width).
+    picture_shape: (V, F, N, 2, 4, h, w): mean and standard deviation of the latents; F is 2 (as it is, mirrored) where
     pictures are flipped at random, else 1; V counts `batch_sizes`; None where pictures are cropped at random.
-    hidden: (M, tokens, width), the text encoder's output. captions: for each picture the index of its caption in
-    `hidden`, or a list of them. scaling_factor: the VAE's, which latents are multiplied by. batch_sizes: how many
-    pictures were encoded together: a convolution may round differently for another number of them. cut: how many of the M
-    captions are longer than the text encoder reads.
+    scaling_factor: the VAE's, which latents are multiplied by. batch_sizes: how many pictures are encoded together: a
+    convolution may round differently for another number of them. cut: how many of the M captions are longer than the text
+    encoder reads.
     """
 
-    posterior: "torch.Tensor | None"
-    hidden: "torch.Tensor"
     captions: list[int | list[int]]
+    caption_shape: tuple[int, ...]
+    picture_shape: tuple[int, ...] | None
     scaling_factor: float
     batch_sizes: tuple[int, ...]
     cut: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainingConfig,
+        images: CaptionedImages,
+        tokenizer: Any,
+        text_encoder: Any,
+        vae: Any,
+        sizes: Sequence[int],
+    ) -> "Plan":
+        """The plan for `images` and these encoders. sizes: the `batch_sizes`."""
+        pictures = TrainingPictures.of(config, images, tokenizer)
+        texts, captions = distinct_captions(images)
+        shape = None
+        if config.center_crop or all(pictures.is_square(index) for index in range(len(images))):
+            about = vae.config
+            side = config.resolution >> len(about.block_out_channels) - 1
+            flips = 2 if config.random_flip else 1
+            shape = (len(sizes), flips, len(images), 2, about.latent_channels, side, side)
+        hidden = (len(texts), tokenizer.model_max_length, text_encoder.config.hidden_size)
+        cut = len(cut_captions(texts, tokenizer))
+        return cls(captions, hidden, shape, float(vae.config.scaling_factor), tuple(sizes), cut)
+
+
+def distinct_captions(images: CaptionedImages) -> tuple[list[str], list[int | list[int]]]:
+    """(the M different captions, in the order in which they come; for each picture its caption's index, or a list of them)."""
+    groups = [images.captions(index) for index in range(len(images))]
+    texts = {text: 0 for group in groups for text in ([group] if isinstance(group, str) else group)}
+    texts = {text: place for place, text in enumerate(texts)}
+    captions = [texts[group] if isinstance(group, str) else [texts[text] for text in group] for group in groups]
+    return list(texts), captions
 
 
 class EncodedPictures(TrainingPictures):
     """A data set for torch that makes whole batches, {"posterior": (batch, 2, 4, h, w), "encoder_hidden_states":
     (batch, tokens, width)}, or "pixel_values" instead of the former where pictures are cropped at random.
 
-    Captions, crops and flips are drawn as `TrainingPictures` draws them. images: needed where pictures are cropped at
-    random. settings: those of `TrainingPictures`.
+    What isn't encoded yet stands in the batch as it is: under "new_captions" [(row, its index, text)], under
+    "new_pictures" [(row, its index)] and their pixels under "new_pixels".
+    Captions, crops and flips are drawn as `TrainingPictures` draws them. images: loaded by `load` if something has to be
+    encoded and they weren't. plan, hidden, posteriors: see `Plan`, and where the encodings are kept. settings: those of
+    `TrainingPictures`.
     """
 
-    def __init__(self, images: CaptionedImages | None, encoded: Encoded, **settings: Any) -> None:
+    def __init__(
+        self,
+        images: CaptionedImages | None,
+        plan: Plan,
+        hidden: SealedRecords,
+        posteriors: SealedRecords | None,
+        load: Callable[[], CaptionedImages],
+        **settings: Any,
+    ) -> None:
         super().__init__(images, None, **settings)
-        self.encoded = encoded
+        self.plan, self.hidden, self.posteriors, self.load, self._texts = plan, hidden, posteriors, load, None
 
     def __len__(self) -> int:
-        return len(self.encoded.captions)
+        return len(self.plan.captions)
 
-    def __getitems__(self, indices: list[int]) -> "dict[str, torch.Tensor]":
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         import torch
 
         captions, flips, pixels = [], [], []
         for index in indices:
             generator = self.generator(index)
-            captions.append(self.choose(self.encoded.captions[index], generator))
-            if self.encoded.posterior is None:
+            captions.append(self.choose(self.plan.captions[index], generator))
+            if self.posteriors is None:
                 pixels.append(self.pixels(index, generator))
             else:
                 flips.append(int(self.flipped(generator)))
-        batch = {"encoder_hidden_states": self.encoded.hidden[captions]}
+        batch = {}
+        batch["encoder_hidden_states"], missing = self.hidden.gather(captions)
+        if missing:
+            batch["new_captions"] = [(row, captions[row], self.texts()[captions[row]]) for row in missing]
         if pixels:
             return {"pixel_values": torch.stack(pixels), **batch}
-        sizes = self.encoded.batch_sizes
-        variant = sizes.index(len(indices)) if len(indices) in sizes else 0
-        return {"posterior": self.encoded.posterior[variant, flips, indices], **batch}
+        places = [self.place(len(indices), flip, index) for flip, index in zip(flips, indices, strict=True)]
+        batch["posterior"], missing = self.posteriors.gather(places)
+        if missing:
+            self.texts()  # which sees to it that the pictures are there
+            batch["new_pictures"] = [(row, flips[row], indices[row]) for row in missing]
+            batch["new_pixels"] = torch.stack([self.pixels(indices[row], flip=False) for row in missing])
+        return batch
+
+    def place(self, together: int, flip: int, index: int) -> int:
+        """Where the encoding of picture `index` stands, of a batch of so many, as it is (flip 0) or mirrored (1)."""
+        sizes, (_, flips, count, *_) = self.plan.batch_sizes, self.plan.picture_shape
+        variant = sizes.index(together) if together in sizes else 0
+        return (variant * flips + flip) * count + index
+
+    def texts(self) -> list[str]:
+        """The different captions."""
+        if self._texts is None:
+            self.images = self.images or self.load()
+            self._texts = distinct_captions(self.images)[0]
+        return self._texts
 
 
 def encoding_batch(config: TrainingConfig) -> int:
@@ -96,52 +159,33 @@ def batch_sizes(config: TrainingConfig, num_examples: int, num_processes: int = 
     return tuple(dict.fromkeys([*([size] if whole else []), *([rest] if rest else [])]))
 
 
-def encode(
-    config: TrainingConfig, images: CaptionedImages, models: Models, sizes: Sequence[int], progress: bool = False
-) -> Encoded:
-    """`Encoded` for `CaptionedImages`, by the VAE and text encoder of `models`, on their device, in their dtype.
+def encode_pictures(pixels: "torch.Tensor", vae: Any, size: int) -> "torch.Tensor":
+    """(N, 2, 4, h, w), mean and standard deviation of the latents of N pictures, from pixels (N, 3, R, R) in [-1, 1].
 
-    sizes: the `batch_sizes`. progress: whether a bar is shown.
+    size: how many are encoded together, always; the last batch is filled up. On the VAE's device, in its dtype.
     """
     import torch
-    from tqdm import tqdm
 
-    pictures = TrainingPictures.of(config, images, models.tokenizer)
-    vae, text_encoder = models.vae, models.text_encoder
-    groups = [images.captions(index) for index in range(len(images))]
-    texts = {text: 0 for group in groups for text in ([group] if isinstance(group, str) else group)}
-    texts = {text: place for place, text in enumerate(texts)}
-    captions = [texts[group] if isinstance(group, str) else [texts[text] for text in group] for group in groups]
-    posterior, flips, count = None, 2 if config.random_flip else 1, len(images)
-    fixed = config.center_crop or all(pictures.is_square(index) for index in range(count))
-    total = len(texts) + (count * flips * len(sizes) if fixed else 0)
-    with torch.no_grad(), tqdm(desc="Encoding once", total=total, disable=not progress, leave=False) as bar:
-        hidden, done = None, 0
-        for new, batch in _batches(list(texts), sizes[0]):
-            ids = torch.stack([pictures.input_ids(text) for text in batch]).to(text_encoder.device)
-            output = text_encoder(ids, return_dict=False)[0][:new].cpu()
-            hidden = torch.empty(len(texts), *output.shape[1:], dtype=output.dtype) if hidden is None else hidden
-            hidden[done : done + new] = output
-            done += new
-            bar.update(new)
-        for variant, size in enumerate(sizes if fixed else ()):
-            done = 0
-            for new, batch in _batches(range(count), size):
-                plain = torch.stack([pictures.pixels(index, flip=False) for index in batch])
-                for flip in range(flips):
-                    pixels = plain.flip(-1) if flip else plain
-                    latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-                    both = torch.stack([latents.mean, latents.std], dim=1)[:new].cpu()
-                    if posterior is None:
-                        posterior = torch.empty(len(sizes), flips, count, *both.shape[1:], dtype=both.dtype)
-                    posterior[variant, flip, done : done + new] = both
-                    bar.update(new)
-                done += new
-    cut = len(cut_captions(texts, models.tokenizer))
-    return Encoded(posterior, hidden, captions, float(vae.config.scaling_factor), tuple(sizes), cut)
+    encoded = []
+    with torch.no_grad():
+        for new, batch in _batches(pixels, size):
+            latents = vae.encode(batch.to(vae.device, vae.dtype)).latent_dist
+            encoded.append(torch.stack([latents.mean, latents.std], dim=1)[:new])
+    return torch.cat(encoded)
+
+
+def encode_captions(captions: Sequence[str], tokenizer: Any, encoder: Any, size: int) -> "torch.Tensor":
+    """(M, tokens, width), the text encoder's output for M captions, `size` of them at a time, as `encode_pictures` does it."""
+    import torch
+
+    ids = torch.stack([tokenize(tokenizer, text) for text in captions])
+    with torch.no_grad():
+        return torch.cat(
+            [encoder(batch.to(encoder.device), return_dict=False)[0][:new] for new, batch in _batches(ids, size)]
+        )
 
 
 def _batches(items, size):
     """(how many are new, `size` items): the last batch is filled up from the start, so that all have one size."""
     for start in range(0, len(items), size):
-        yield min(size, len(items) - start), [items[place % len(items)] for place in range(start, start + size)]
+        yield min(size, len(items) - start), items[[place % len(items) for place in range(start, start + size)]]

