@@ -66,6 +66,17 @@ def run_command(command, timeout=PATIENCE, **environment):
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
+@contextlib.contextmanager
+def full_disk(largest):
+    """A block in which no file of this process can grow beyond so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 # Of a short run nearly all is importing. So one process imports everything, and each program is a fork of it.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(

@@ -1,0 +1,77 @@
+"""Files that are whole or not there: every write may fail, and then says why and leaves what stood there before."""
+
+import contextlib
+import errno
+import glob
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STALE_PART_SECONDS = 24 * 3600  # after which a temporary file is taken for one that a killed process left
+CAN_T_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)  # what some disks answer
+
+
+def write_whole(path: str | Path, write: Callable[[Path], Any], cure: str = "", mode: int | None = None) -> Path:
+    """The path, under which a finished file stands, on the disk even if the power fails.
+
+    write: called with a temporary name in the same folder, which is this call's own and ends with ".part". cure: what the reader
+    can do where the disk doesn't take it. mode: of the file, such as 0o444. The folder is made if it is missing. Raises
+    ValueError, whatever went wrong in `write` or on the disk: what stood under the path is then as it was.
+
+    >>> write_whole("/dev/null/a.txt", lambda part: part.write_text("a"), "choose a folder")
+    Traceback (most recent call last):
+    ValueError: /dev/null/a.txt can't be written: NotADirectoryError Not a directory; choose a folder
+    """
+    path, handled = Path(path), sys.exc_info()[1]
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with contextlib.suppress(FileExistsError):  # where that is a file, writing says so better
+            path.parent.mkdir(parents=True)
+        write(part)
+        if mode is not None:
+            part.chmod(mode)
+        sync(part)
+        put_in_place(part, path)
+    except Exception as error:  # each library has its own for a full disk
+        raise ValueError(f"{path} can't be written: {reason(error, handled)}" + (cure and f"; {cure}")) from error
+    finally:  # also where the user interrupts
+        with contextlib.suppress(OSError):
+            part.unlink()
+    for other in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - other.stat().st_mtime > STALE_PART_SECONDS:
+                other.unlink()
+    return path
+
+
+def put_in_place(part: Path, final: Path) -> None:
+    """Give a finished file or folder its name; after this call it is there even if the power fails."""
+    os.replace(part, final)
+    sync(Path(final).parent)
+
+
+def sync(path: str | Path) -> None:
+    """Have the system write what it holds back of a file or folder."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+    except OSError as error:
+        if error.errno not in CAN_T_SYNC:
+            raise
+
+
+def reason(error: BaseException, handled: BaseException | None = None) -> str:
+    """What an error comes down to: the innermost one's kind and message, without its path.
+
+    handled: an older error, which was being handled when this one arose; it is no part of it.
+    """
+    while error is not None and error is not handled:
+        inner, error = error, error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return f"{type(inner).__name__} {getattr(inner, 'strerror', None) or inner}".strip()
