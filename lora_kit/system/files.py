@@ -5,6 +5,7 @@ import errno
 import glob
 import os
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -15,29 +16,35 @@ STALE_PART_SECONDS = 24 * 3600  # after which a temporary file is taken for one 
 CAN_T_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)  # what some disks answer
 
 
-def write_whole(path: str | Path, write: Callable[[Path], Any], cure: str = "", mode: int | None = None) -> Path:
+class NotWritten(ValueError):
+    """A file can't be written; the text names it, and says why."""
+
+
+def write_whole(path: str | Path, write: Callable[[Path], Any], cure: str = "", mode: int = 0) -> Path:
     """The path, under which a finished file stands, on the disk even if the power fails.
 
     write: called with a temporary name in the same folder, which is this call's own and ends with ".part". cure: what the reader
-    can do where the disk doesn't take it. mode: of the file, such as 0o444. The folder is made if it is missing. Raises
-    ValueError, whatever went wrong in `write` or on the disk: what stood under the path is then as it was.
+    can do where the disk doesn't take it. mode: of the file, such as 0o444, if not the usual one. The folder is made if it is
+    missing. Raises NotWritten, whatever went wrong in `write` or on the disk: what stood under the path is then as it was.
 
     >>> write_whole("/dev/null/a.txt", lambda part: part.write_text("a"), "choose a folder")
     Traceback (most recent call last):
-    ValueError: /dev/null/a.txt can't be written: NotADirectoryError Not a directory; choose a folder
+    lora_kit.system.files.NotWritten: /dev/null/a.txt can't be written: NotADirectoryError Not a directory; choose a folder
     """
     path, handled = Path(path), sys.exc_info()[1]
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with contextlib.suppress(FileExistsError):  # where that is a file, writing says so better
             path.parent.mkdir(parents=True)
+        part.touch()
+        usual = part.stat().st_mode
+        part.unlink()
         write(part)
-        if mode is not None:
-            part.chmod(mode)
+        part.chmod(mode or usual)  # safetensors lets nobody else read its files
         sync(part)
         put_in_place(part, path)
     except Exception as error:  # each library has its own for a full disk
-        raise ValueError(f"{path} can't be written: {reason(error, handled)}" + (cure and f"; {cure}")) from error
+        raise NotWritten(f"{path} can't be written: {reason(error, handled)}" + (cure and f"; {cure}")) from error
     finally:  # also where the user interrupts
         with contextlib.suppress(OSError):
             part.unlink()
@@ -65,6 +72,21 @@ def sync(path: str | Path) -> None:
     except OSError as error:
         if error.errno not in CAN_T_SYNC:
             raise
+
+
+def free_bytes(path: str | Path) -> int:
+    """The bytes that the disk still takes on which `path` stands or would be made. Raises OSError where it can't be asked."""
+    path = Path(path).absolute()
+    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
+
+
+def in_bytes(size: float) -> str:
+    """A size as people read it.
+
+    >>> in_bytes(203_656), in_bytes(1_234_567_890)
+    ('0.2 MB', '1.2 GB')
+    """
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def reason(error: BaseException, handled: BaseException | None = None) -> str:

@@ -1,6 +1,7 @@
 """A file is whole or not there, whatever fails; what stood under its name stays until the new one stands."""
 
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from running import full_disk
 
-from lora_kit.system.files import STALE_PART_SECONDS, reason, write_whole
+from lora_kit.system.files import STALE_PART_SECONDS, free_bytes, reason, write_whole
 
 
 def test_a_file_and_its_folder(tmp_path):
@@ -23,6 +24,15 @@ def test_the_mode_of_a_file_that_is_exchanged(tmp_path):
     for text in ("one", "two"):
         write_whole(tmp_path / "a", lambda part, text=text: part.write_text(text), mode=0o444)
     assert (tmp_path / "a").read_text() == "two" and (tmp_path / "a").stat().st_mode & 0o777 == 0o444
+
+
+def test_others_may_read_what_safetensors_writes(tmp_path):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    (tmp_path / "usual").touch()
+    write_whole(tmp_path / "a", lambda part: save_file({"a": np.zeros(1)}, part))
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 @pytest.fixture
@@ -125,3 +135,7 @@ def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
     os.utime(other, (day_ago, day_ago))
     write_whole(path, lambda part: part.write_text("whole"))
     assert sorted(tmp_path.iterdir()) == sorted([path, young, other])
+
+
+def test_the_room_of_a_disk_is_that_of_the_place_where_a_file_would_be_made(tmp_path):
+    assert abs(free_bytes(tmp_path / "a" / "b") - shutil.disk_usage(tmp_path).free) < 1e9  # others write meanwhile
