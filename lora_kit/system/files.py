@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 STALE_PART_SECONDS = 24 * 3600  # after which a temporary file is taken for one that a killed process left
+UNUSED_DAYS = 30  # after which what a cache holds is removed
 CAN_T_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)  # what some disks answer
 
 
@@ -72,6 +73,14 @@ def sync(path: str | Path) -> None:
     except OSError as error:
         if error.errno not in CAN_T_SYNC:
             raise
+
+
+def remove_unused(folder: Path, pattern: str) -> None:
+    """Remove the files of a folder that fit the pattern and whose time, that of their last use, is `UNUSED_DAYS` ago."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another process may remove it meanwhile
+            if time.time() - path.stat().st_mtime > UNUSED_DAYS * 86_400:
+                path.unlink()
 
 
 def free_bytes(path: str | Path) -> int:
