@@ -1,5 +1,6 @@
 """What a LoRA has learned: pictures beside the base's and the style's, and a loss that runs can be compared by."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from lora_kit.data.encoding import encode_captions, encode_pictures
 from lora_kit.data.images import CaptionedImages
 from lora_kit.models import Models, load_pipeline
 from lora_kit.system.checks import whole_number
+from lora_kit.system.files import NotWritten, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +169,7 @@ def draw_validation(
     """Draw config.num_validation_images pictures for validation_prompt with the UNet as it is now, as `folder`/`name`-N.png.
 
     dtype: of VAE and text encoder. seed: of the noise, so that the pictures of all epochs start from the same. The UNet trains
-    on afterwards. Call it on the main process.
+    on afterwards. A picture that can't be written is said on stderr, and is left out. Call it on the main process.
     """
     import torch
 
@@ -183,9 +185,11 @@ def draw_validation(
         part.to(accelerator.device, dtype)
     unet.eval()
     generator = torch.Generator().manual_seed(seed)
-    folder.mkdir(exist_ok=True)
     with accelerator.autocast():
         for index in range(config.num_validation_images):
             image = pipeline(config.validation_prompt, num_inference_steps=30, generator=generator).images[0]
-            image.save(folder / f"{name}-{index}.png")
+            try:
+                write_whole(folder / f"{name}-{index}.png", lambda part, image=image: image.save(part, "PNG"))
+            except NotWritten as error:
+                print(f"warning: {error}; the run goes on without this picture", file=sys.stderr)
     unet.train()

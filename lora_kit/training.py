@@ -143,6 +143,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
         restore(resume_from, accelerator, optimizer, lr_scheduler, config)
         update = record["update"]
     output.begin(update, resume_from, config, steps, accelerator, seed, environment_of_run())
+    output.save_lora = lambda folder: save_lora(accelerator.unwrap_model(unet), folder, behaviour.stores_peft_keys)
     finite = FiniteCheck(config, lora, accelerator.mixed_precision, update)
     if main:
         simple = {name: value for name, value in asdict(config).items() if isinstance(value, (int, float, str))}
@@ -216,7 +217,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
     finite.weights(update)
     lora_path = str(output.path / LORA)
     if main:
-        save_lora(accelerator.unwrap_model(unet), output.path, behaviour.stores_peft_keys)
+        output.save_lora(output.path)
         output.write(event="end", updates=update, loss=loss_value, seconds=round(seconds, 3), lora_path=lora_path)
     stop.hold(False)
     if update < steps.total_updates:

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import hashlib
 import importlib
 import json
@@ -66,6 +67,17 @@ def run_command(command, timeout=PATIENCE, **environment):
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
+@contextlib.contextmanager
+def full_disk(largest):
+    """A block in which no file of this process can grow beyond so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 # Of a short run nearly all is importing. So one process imports everything, and each program is a fork of it.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -78,12 +90,38 @@ FORKS.set_forkserver_preload(
 )  # fmt: skip
 
 
-def _program(module, argv, environment, out, err, largest):
+def _mount(folder, size):
+    """From here on `folder` is a disk of so many bytes, for this process alone; OSError where that isn't allowed."""
+    libc, own_mounts, own_users, private = ctypes.CDLL(None, use_errno=True), 0x20000, 0x10000000, 0x44000
+    user, group = os.getuid(), os.getgid()
+    done = libc.unshare(own_mounts | own_users)
+    if not done:
+        for name, text in (("uid_map", f"0 {user} 1"), ("setgroups", "deny"), ("gid_map", f"0 {group} 1")):
+            Path("/proc/self", name).write_text(text)
+        done = libc.mount(b"none", b"/", None, private, None) or libc.mount(
+            b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode()
+        )
+    if done:
+        raise OSError(ctypes.get_errno(), "no disk of its own for this process")
+
+
+def can_mount():
+    """Whether a process may have a disk of its own here."""
+    process = FORKS.Process(target=_mount, args=(tempfile.gettempdir(), 4096))
+    process.start()
+    process.join()
+    return process.exitcode == 0
+
+
+def _program(module, argv, environment, out, err, largest, disk):
     os.setsid()
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # to be chosen anew, by this environment
+    if disk:
+        _mount(*disk)
     if largest:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     status = None
@@ -97,10 +135,11 @@ def _program(module, argv, environment, out, err, largest):
 class Program:
     """`python -m module *argv` without the imports, running: `pid`, `poll`, `returncode`, and `end`, its result.
 
-    largest: bytes beyond which its files can't grow, as on a full disk. environment: what differs from the test's.
+    largest: bytes beyond which its files can't grow, as on a full disk. disk: (a folder, the bytes of a disk that it is for this
+    program alone); the test sees it as `seen(path)`. environment: what differs from the test's.
     """
 
-    def __init__(self, module, *argv, largest=None, **environment):
+    def __init__(self, module, *argv, largest=None, disk=None, **environment):
         own = {name: os.environ.get(name) for name in ENVIRONMENT}
         os.environ |= ENVIRONMENT  # libraries read these as they are imported
         try:
@@ -111,7 +150,7 @@ class Program:
         self._folder = tempfile.TemporaryDirectory()
         self._files = [Path(self._folder.name, name) for name in ("out", "err")]
         environment = dict(os.environ) | ENVIRONMENT | environment
-        arguments = (module, list(map(str, argv)), environment, *map(str, self._files), largest)
+        arguments = (module, list(map(str, argv)), environment, *map(str, self._files), largest, disk)
         self._process = FORKS.Process(target=_program, args=arguments)
         self._process.start()
         self.pid = self._process.pid
@@ -122,6 +161,10 @@ class Program:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.join()
+
+    def seen(self, path):
+        """A path as the program sees it, while it runs."""
+        return Path(f"/proc/{self.pid}/root{path}")
 
     @property
     def returncode(self):

@@ -1,5 +1,6 @@
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -519,6 +520,48 @@ def test_validation_pictures(tmp_path):
     assert len({picture.tobytes() for picture in pictures}) == 2
     run(tmp_path / "not drawn", max_train_samples=4, max_train_steps=3)  # drawing changes nothing about training
     assert digest(tmp_path / "drawn") == digest(tmp_path / "not drawn")
+
+
+def in_the_way(path):
+    """An on_update that puts a folder with somebody's file where the run wants to write one."""
+
+    def put(done, unet):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "mine").touch()
+
+    return put
+
+
+@pytest.mark.slow
+def test_a_validation_picture_that_can_t_be_written_is_said_and_left_out(tmp_path, capsys):
+    settings = dict(validation_prompt="cat face", num_validation_images=2, max_train_samples=4)
+    picture = tmp_path / "validation" / "epoch-0001-0.png"
+    train(config(tmp_path, **settings), progress=False, on_update=in_the_way(picture))
+    said = capsys.readouterr().err
+    assert f"warning: {picture} can't be written: IsADirectoryError Is a directory; the run goes on" in said
+    assert sorted(path.name for path in picture.parent.iterdir() if path.is_file()) == [
+        "epoch-0000-0.png", "epoch-0000-1.png", "epoch-0001-1.png",
+    ]  # fmt: skip
+    assert (picture / "mine").exists() and records(tmp_path)[-1]["event"] == "end"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 500])
+def test_a_lora_that_output_dir_doesn_t_take_is_kept_elsewhere(every, tmp_path, monkeypatch):
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "run"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    with pytest.raises(ValueError, match="can't be written") as error:
+        train(config(folder, checkpointing_steps=every), progress=False, on_update=in_the_way(folder / LORA))
+    (kept,) = elsewhere.glob(f"*/{LORA}")
+    safe = f"{folder / 'checkpoint-2'} is whole: with room, resume from it"
+    assert str(error.value) == (
+        f"{folder / LORA} can't be written: IsADirectoryError Is a directory; what 2 updates learned is in {kept}; "
+        + (safe if every == 1 else "there is no checkpoint")
+    )
+    run(tmp_path / "whole")
+    assert digest(kept.parent) == digest(tmp_path / "whole")
+    assert (folder / LORA / "mine").exists() and not (folder / "run.lock").exists()
 
 
 @pytest.mark.slow

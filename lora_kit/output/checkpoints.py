@@ -7,13 +7,13 @@ the settings, and the world that wrote it. Without it, or where a file is not wh
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
+from lora_kit.system.files import NotWritten, free_bytes, in_bytes, put_in_place, reason, sync
 
 MANIFEST, FORMAT = "checkpoint.json", 1
 NAME = re.compile("checkpoint-[1-9][0-9]*")
@@ -40,31 +40,16 @@ def seal(folder: str | Path, config: TrainingConfig, **about: Any) -> None:
     files = {}
     for path in sorted(path for path in folder.iterdir() if path.name != MANIFEST):
         files[path.name] = _digest(path)
-        _sync(path)
+        sync(path)
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"format": FORMAT, **about, "files": files, "config": settings}, indent=1))
-    _sync(manifest)
-    _sync(folder)
+    sync(manifest)
+    sync(folder)
 
 
 def _digest(path):
     content = path.read_bytes()
     return [len(content), hashlib.sha256(content).hexdigest()]
-
-
-def _sync(path):
-    """Have the system write what it holds back of a file or folder."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def put_in_place(part: Path, final: Path) -> None:
-    """Give a finished folder its name; after this call it is there even if the power fails."""
-    os.replace(part, final)
-    _sync(Path(final).parent)
 
 
 def read(folder: str | Path) -> dict[str, Any]:
@@ -110,7 +95,7 @@ def write_checkpoint(
     """Write checkpoint-N under a temporary name, rename it, and only then remove what is over checkpoints_total_limit.
 
     Every process must call it. about: what checkpoint.json records; of those whose "finite" is not false, the newest always
-    stays. Raises ValueError, and names the newest whole checkpoint, where the disk doesn't take it.
+    stays. Raises NotWritten where the disk doesn't take it.
     """
     final = output_dir / f"checkpoint-{update}"
     part = output_dir / f"{final.name}.part"
@@ -127,10 +112,9 @@ def write_checkpoint(
                 remove(final)
             put_in_place(part, final)
     except Exception as error:  # each library has its own for a full disk
+        free = in_bytes(free_bytes(output_dir))
         shutil.rmtree(part, ignore_errors=True)
-        older = newest_whole(output_dir)[0]
-        older = f"{older} is whole: with room, resume from it" if older else "there is no older one"
-        raise ValueError(f"{final} can't be written: {type(error).__name__} {error}; {older}") from error
+        raise NotWritten(f"{final} can't be written: {reason(error)} ({free} were free)") from error
     if accelerator.is_main_process and config.checkpoints_total_limit:
         all_of_them = checkpoints(output_dir)
         finite = next((folder for folder in reversed(all_of_them) if is_finite(folder)), None)

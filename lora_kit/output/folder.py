@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
-from lora_kit.output.checkpoints import checkpoints, number
-from lora_kit.output.lora_file import LORA, make_repository, upload_problem
+from lora_kit.output.checkpoints import checkpoints, newest_whole, number
+from lora_kit.output.lora_file import LORA, make_repository, rescue, upload_problem
 from lora_kit.output.metrics import METRICS, read_metrics
 from lora_kit.steps import Steps
 from lora_kit.system.devices import device_name
+from lora_kit.system.files import NotWritten, reason, write_whole
 
 LOCK = "run.lock"
 VALIDATION = "validation"
@@ -50,14 +51,15 @@ class OutputFolder:
     """A run's folder. Inside `with`, where `main` (the first process) holds it, no other run can write into it.
 
     A folder that was made for a run that never began (`begin`) goes as the block ends. Raises ValueError where it can't be
-    written or another run holds it.
+    written or another run holds it. Once `save_lora` is set, to what writes the LoRA into a folder, a block that a full disk
+    ends keeps it and says where, with what else is safe.
     """
 
     def __init__(self, output_dir: str, logging_dir: str = "logs", main: bool = True):
         self.path, self.main = Path(output_dir), main
         self.logging_dir = self.path / logging_dir
-        self.lock = self.metrics = None
-        self.to_remove = False
+        self.lock = self.metrics = self.save_lora = None
+        self.to_remove, self.updates = False, 0
 
     def __enter__(self) -> "OutputFolder":
         if self.main:
@@ -70,7 +72,24 @@ class OutputFolder:
                 raise ValueError(f"output_dir {str(self.path)!r} can't be written: {reason}") from None
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if self.save_lora and isinstance(error, (NotWritten, OSError)):
+                raise NotWritten(f"{error}; {self.what_is_safe()}") from error
+        finally:
+            self.leave()
+
+    def what_is_safe(self) -> str:
+        """Where the LoRA as it stands could be kept, and the newest whole checkpoint, as a sentence."""
+        path, checkpoint = rescue(self.save_lora, self.path), newest_whole(self.path)[0]
+        learned = f"what {self.updates} updates learned "
+        learned += f"is in {path}" if path else "is lost, as no other disk takes it either"
+        return f"{learned}; " + (
+            f"{checkpoint} is whole: with room, resume from it" if checkpoint else "there is no checkpoint"
+        )
+
+    def leave(self) -> None:
+        """Close the metrics and let go of the folder."""
         if self.metrics:
             with suppress(OSError):  # what a full disk didn't take, and what has been said of it
                 self.metrics.close()
@@ -105,9 +124,7 @@ class OutputFolder:
             records = [record for record in records if record["update"] < first_update]
         own = resume_from is not None and resume_from.parent.resolve() == self.path.resolve()
         self.put_earlier_run_aside(first_update if own else None)
-        part = self.path / f"{METRICS}.part"  # the old lines stay under their name until the new ones stand
-        self.metrics = open(part, "w+", buffering=1)
-        self.write(
+        start = dict(
             event="start",
             num_processes=accelerator.num_processes,
             device=device_name(accelerator.device),
@@ -120,14 +137,18 @@ class OutputFolder:
             environment=environment,
             config={**asdict(config), "hub_token": None},
         )
-        for record in records:
-            self.write(**record)
-        os.replace(part, self.path / METRICS)
+        self.open_metrics("".join(map(_line, [start, *records])))
+
+    def open_metrics(self, lines: str) -> None:
+        """Have metrics.jsonl hold these lines, the old ones until the new ones stand, and what is written from here on."""
+        write_whole(self.path / METRICS, lambda part: part.write_text(lines))
+        self.metrics = open(self.path / METRICS, "a+", buffering=1)
 
     def write_update(
         self, update: int, epoch: int, loss: float, lr: float, grad_norm: Any, seconds: float, skipped: bool
     ) -> None:
         """Add the record of an update, whose grad_norm is None where there was no clipping or an overflow."""
+        self.updates = update + 1
         norm = None if grad_norm is None else float(grad_norm)
         more = {"skipped": True} if skipped else {}
         self.write(update=update, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, seconds=round(seconds, 4), **more)
@@ -155,16 +176,13 @@ class OutputFolder:
                 shutil.copy2(self.path / METRICS, aside)
 
     def write(self, **record: Any) -> None:
-        """Add a record to the metrics; None for a number that is not finite. Raises ValueError, with the file's name, where the disk doesn't take it."""
+        """Add a record to the metrics; None for a number that is not finite. Raises NotWritten where the disk doesn't take it."""
         if os.fstat(self.metrics.fileno()).st_nlink == 0:
             self.make_again()
-        for name, value in record.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                record[name] = None  # JSON has no word for it
         try:
-            self.metrics.write(json.dumps(record, allow_nan=False) + "\n")
+            self.metrics.write(_line(record))
         except OSError as error:
-            raise ValueError(f"{self.path / METRICS} can't be written: {error}") from error
+            raise NotWritten(f"{self.path / METRICS} can't be written: {reason(error)}") from error
 
     def make_again(self) -> None:
         """The folder was removed while the run goes on: make it again, with the metrics so far."""
@@ -176,8 +194,15 @@ class OutputFolder:
             self.lock.release()
         self.__enter__()
         self.to_remove = False
-        self.metrics = open(self.path / METRICS, "w+", buffering=1)
-        self.metrics.write(lines)
+        self.open_metrics(lines)
+
+
+def _line(record):
+    """A record as a line of JSON, which has no word for a number that is not finite."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def hold(path: Path) -> Any:

@@ -1,10 +1,14 @@
 """The LoRA's file: pytorch_lora_weights.safetensors, written whole or not at all."""
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
+from lora_kit.system.files import write_whole
 
 LORA = "pytorch_lora_weights.safetensors"
 
@@ -14,26 +18,46 @@ def save_lora(unet: Any, folder: str | Path, peft_keys: bool = True) -> str:
 
     peft_keys: PEFT's own keys and the adapter's settings are stored, so nothing is lost whatever modules were trained. False
     stores diffusers' older keys (lora.up, lora.down) and no settings, as its script does. The file appears under its name
-    only when it is complete.
+    only when it is complete; raises NotWritten where the disk doesn't take it.
     """
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
-    part = f"{LORA}.part"
     settings = None
     if peft_keys:  # sets in a fixed order; safetensors itself writes its header's two entries in either
         settings = unet.peft_config["default"].to_dict()
         settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     layers = {name: tensor.detach().float().cpu() for name, tensor in get_peft_model_state_dict(unet).items()}
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=layers if peft_keys else convert_state_dict_to_diffusers(layers),
-        weight_name=part,
-        unet_lora_adapter_metadata=settings,
-    )
-    os.replace(Path(folder, part), Path(folder, LORA))
-    return str(Path(folder, LORA))
+    layers = layers if peft_keys else convert_state_dict_to_diffusers(layers)
+
+    def write(part):
+        StableDiffusionPipeline.save_lora_weights(
+            part.parent, unet_lora_layers=layers, weight_name=part.name, unet_lora_adapter_metadata=settings
+        )
+
+    return str(write_whole(Path(folder, LORA), write))
+
+
+def rescue(save: Callable[[Path], str], output_dir: Path) -> str | None:
+    """The path under which `save`, which takes a folder, could write the LoRA of a run that can't write what it has to: in
+    output_dir or, where its disk is full, in a folder of its own elsewhere. None where no disk takes it."""
+    for place in (
+        output_dir,
+        None,
+        "~",
+        "/dev/shm",
+    ):  # None: for temporary files; the last is memory, till the machine stops
+        with contextlib.suppress(Exception):  # a GPU may have failed as well
+            if place == output_dir:
+                return save(output_dir)
+            folder = Path(tempfile.mkdtemp(prefix="lora_kit-rescued-", dir=place and os.path.expanduser(place)))
+            try:
+                return save(folder)
+            finally:
+                if not (folder / LORA).exists():
+                    folder.rmdir()
+    return None
 
 
 def load_lora(unet: Any, folder: str | Path) -> None:

@@ -1,14 +1,17 @@
 """Kills, full disks and folders that can't be written: nothing that was whole is lost, and the error says what to do."""
 
+import contextlib
 import importlib.util
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
-from running import Program, program, wait_for
+from running import Program, can_mount, fingerprint, program, wait_for
 
 from lora_kit.output.checkpoints import checkpoints, newest_whole, read
+from lora_kit.output.lora_file import LORA
 
 spec = importlib.util.spec_from_file_location("campaign", Path(__file__).parent / "faults" / "campaign.py")
 campaign = importlib.util.module_from_spec(spec)
@@ -73,6 +76,35 @@ def test_disk_full_while_metrics_are_written(tmp_path):
     assert done.returncode == 1
     assert "metrics.jsonl" in done.stderr and "can't be written" in done.stderr and "Traceback" not in done.stderr
     assert (folder / "earlier-1" / "pytorch_lora_weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("every", [99_999, 1])
+def test_a_disk_that_is_full_in_the_middle_of_a_run(every, tmp_path):
+    """It ends with one sentence; what it has learned is on another disk, and a checkpoint is whole if there was one."""
+    if not can_mount():
+        pytest.skip("no disk of its own for a process here")
+    folder = tmp_path / "disk" / "run"
+    folder.parent.mkdir()
+    endless = dict(checkpointing_steps=every, max_train_steps=99_999, lr_scheduler="constant", lr_warmup_steps=0)
+    disk, elsewhere = (str(folder.parent), 2**24), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    started = Program("lora_kit.training", *flags(folder, endless), disk=disk, TMPDIR=str(elsewhere))
+    wait_for(lambda: len(campaign.updates(started.seen(folder))) > 2, started)
+    with contextlib.suppress(OSError), open(started.seen(folder.parent) / "somebody's", "wb", 0) as file:
+        while file.write(bytes(1024)):
+            pass
+    done = started.end()
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "can't be written" in last and ("No space left on device" in last or "(0.0 MB were free)" in last), last
+    updates, kept = re.search("what ([0-9]+) updates learned is in (.*?);", last).groups()
+    assert ("there is no checkpoint" if every > 1 else "is whole: with room, resume from it") in last
+    if kept != str(folder / LORA):  # where a half-written checkpoint left room for it; that disk is gone now
+        assert Path(kept).parents[1] == elsewhere and os.listdir(Path(kept).parent) == [LORA]
+        shorter = dict(max_train_steps=updates, checkpointing_steps=99_999)
+        assert run(tmp_path / "whole", **endless | shorter).returncode == 0
+        assert fingerprint(kept) == fingerprint(tmp_path / "whole" / LORA)
+    assert every == 1 or kept != str(folder / LORA)
 
 
 @pytest.mark.parametrize("folder", ["/sys/kernel/lora_kit_run", "/proc/lora_kit_run"])
