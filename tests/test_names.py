@@ -17,7 +17,7 @@ PAGES = [
     ROOT / "docs" / "glossary.md",
     *ROOT.glob("benchmarks/*.md"),
 ]  # the changelog has old names
-PROGRAMS = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("tests/output/faults/*.py")]
+PROGRAMS = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("tests/campaigns/*.py")]
 IMPORT = re.compile(r"from (lora_kit[\w.]*) import (\([^)]*\)|\w+(?: as \w+)?(?:, \w+(?: as \w+)?)*)")
 DOTTED = re.compile(r"\blora_kit(?:\.[A-Za-z_]\w*)+")
 

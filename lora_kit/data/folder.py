@@ -45,6 +45,13 @@ def check_folder(folder: Path, described: bool) -> list[Path]:
     readable, files = readable_suffixes(), visible_files(folder)
     if not files or (described and not any(path.suffix.lower() in {*readable, *ARCHIVES} for path in files)):
         raise ValueError(f"folder {str(folder)!r} is empty: there is no picture in it")
+    for path in files:
+        if "::" in str(path):
+            raise ValueError(
+                f"{str(path)!r} can't be loaded: '::' in a path stands for an archive; rename the file or its folder"
+            )
+        if path.name in METADATA and not path.stat().st_size:
+            raise ValueError(f"{str(path)!r} is empty: write a line in it for each picture")
     pictures = [path for path in files if path.suffix.lower() in readable]
     if described and not any(path.name in METADATA or path.suffix.lower() in ARCHIVES for path in files):
         texts = sum(path.suffix.lower() in (".txt", ".caption") for path in files)

@@ -3,6 +3,7 @@
 Columns follow diffusers' examples/text_to_image/train_text_to_image_lora.py.
 """
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,7 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
         source = str(folder or config.dataset_name)
         options = {"name": config.dataset_config_name, "data_dir": config.train_data_dir}
     else:
-        source, options = "imagefolder", {"data_files": {"train": str(folder / "**")}}
+        source, options = "imagefolder", {"data_files": {"train": str(Path(glob.escape(str(folder)), "**"))}}
     try:
         splits = datasets.load_dataset(source, cache_dir=config.cache_dir, **options)
     except Exception as error:

@@ -174,12 +174,23 @@ def test_an_unknown_column_is_named_with_the_nearest(tmp_path, settings):
         ([{**row, "text": []} for row in ROWS], ValueError, "0.png has no caption"),
         ([{**row, "text": ["a", None]} for row in ROWS], ValueError, "0.png has no caption"),
         ([{"text": "a"}], ValueError, "pictures' can't be loaded: its metadata may be at fault: .*`file_name`"),
-        ([], ValueError, "pictures' can't be loaded: its metadata may be at fault"),
+        ([], ValueError, "pictures/metadata.jsonl' is empty: write a line in it for each picture"),
     ],
 )
 def test_faults_of_the_metadata(tmp_path, settings, rows, kind, message):
     with pytest.raises(kind, match=message):
         load_images(TrainingConfig(train_data_dir=write_folder(tmp_path / "pictures", rows), **settings))
+
+
+@pytest.mark.parametrize("name", ["[2024] cats", "a*b", "a?b", "{a,b}", "猫 ä"])
+def test_a_folder_may_be_called_anything(name, tmp_path, settings):
+    images = load_images(TrainingConfig(train_data_dir=write_folder(tmp_path / name, ROWS), **settings))
+    assert len(images) == len(ROWS) and images.size(0) == images.image(0).size
+
+
+def test_a_path_that_would_be_taken_for_an_archive_is_named(tmp_path, settings):
+    with pytest.raises(ValueError, match="a::b/.*' can't be loaded: '::' in a path stands for an archive; rename"):
+        load_images(TrainingConfig(train_data_dir=write_folder(tmp_path / "a::b", ROWS), **settings))
 
 
 def test_folders_that_are_missing_or_empty(tmp_path, settings):

@@ -13,7 +13,7 @@ from running import Program, can_mount, fingerprint, program, wait_for
 from lora_kit.output.checkpoints import checkpoints, newest_whole, read
 from lora_kit.output.lora_file import LORA
 
-spec = importlib.util.spec_from_file_location("campaign", Path(__file__).parent / "faults" / "campaign.py")
+spec = importlib.util.spec_from_file_location("campaign", Path(__file__).parents[1] / "campaigns" / "signals.py")
 campaign = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(campaign)
 
@@ -25,7 +25,7 @@ def own_cache(monkeypatch, tmp_path):
 
 
 def test_killed_runs_go_on_to_the_same_end(tmp_path):
-    """Two of the thirty kills that tests/output/faults/campaign.py makes by default: in a checkpoint, and at any time."""
+    """Two of the thirty kills that tests/campaigns/signals.py makes by default: in a checkpoint, and at any time."""
     records = campaign.campaign(2, tmp_path, seed=1)
     assert all(one["hit"] for one in records), records
     assert all(one["same"] and not one["broken"] and not one["processes left"] for one in records), records

@@ -1,13 +1,15 @@
-"""Kill training runs at random moments, go on from what they left, and compare with the run that was never killed.
+"""End training runs at random moments, go on from what they left, and compare with the run that was never ended.
 
-    python tests/output/faults/campaign.py --kills 30 --work build/faults
+    python tests/campaigns/signals.py --kills 60 --work build/faults
 
-Every third run is killed while it writes a checkpoint. On two processes one rank is killed, or both, by turns. Afterwards
-every checkpoint that is listed must be whole, and the run that goes on must end with the same weights, optimizer state,
-schedule, random states and metrics as the unbroken one. Exits with 1 where one does not.
+By turns with SIGKILL, SIGTERM and SIGINT; at any time, while a checkpoint is written, at the end, when the LoRA is, and, with
+nothing in the cache, while the style is drawn and while pictures are encoded. On two processes one rank gets the signal, or all.
+Afterwards every checkpoint that is listed must be whole, and the run that goes on must end with the same weights, optimizer
+state, schedule, random states and metrics as the unbroken one. Exits with 1 where one does not.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -19,7 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from safetensors.torch import load_file  # noqa: E402
@@ -35,7 +37,15 @@ FLAGS = dict(
     lr_warmup_steps=2, report_to="none", mixed_precision="no",
 )  # fmt: skip
 WAIT = 600  # seconds after which a run is taken for one that never ends
-TRIES = 20  # a kill that comes when the run is over is made again
+TRIES = 20  # a signal that comes when the run is over is sent again, to another
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+MOMENTS = {  # when the signal is sent, and within how many seconds after it
+    "any time": (lambda folder, cache, wanted: len(updates(folder)) >= wanted - 1, 0.3),
+    "checkpoint": (lambda folder, cache, wanted: (folder / f"checkpoint-{wanted}.part").exists(), 0.004),
+    "end": (lambda folder, cache, wanted: len(updates(folder)) == UPDATES, 0.02),
+    "style": (lambda folder, cache, wanted: cache.exists(), 0.5),
+    "encoding": (lambda folder, cache, wanted: any(cache.glob("encoded-*/pictures")), 0.5),
+}
 
 
 def command(processes, folder, resume=False):
@@ -45,12 +55,12 @@ def command(processes, folder, resume=False):
     return argv + [f"--{name}={value}" for name, value in flags.items()]
 
 
-def start(processes, folder, log, resume=False, mark=""):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FAULTS_MARK": mark}
+def start(processes, folder, cache, log, resume=False, mark=""):
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FAULTS_MARK": mark, "LORA_KIT_CACHE": str(cache)}
     return subprocess.Popen(
         command(processes, folder, resume),
         cwd=REPOSITORY,
-        env=environment,
+        env=os.environ | environment,
         stdout=log,
         stderr=log,
         start_new_session=True,
@@ -85,8 +95,8 @@ def outcome(folder):
     return tensors, files, updates(folder)
 
 
-def whole_run(processes, folder, log, resume=False):
-    process = start(processes, folder, log, resume)
+def whole_run(processes, folder, cache, log, resume=False):
+    process = start(processes, folder, cache, log, resume)
     try:
         status = process.wait(WAIT)
     except subprocess.TimeoutExpired:
@@ -96,34 +106,31 @@ def whole_run(processes, folder, log, resume=False):
         raise RuntimeError(f"a run that nobody killed ended with {status}")
 
 
-def kill_one(number, processes, in_checkpoint, everyone, folder, log, chance):
-    """Start a run, kill it at a random moment, and wait until nothing of it is left. Returns what happened."""
+def end_one(number, folder, cache, log, chance):
+    """Start a run, send it a signal at a random moment, and wait until nothing of it is left. Returns what happened."""
+    processes, everyone = 1 + number % 2, number % 4 > 1
+    sent, moment = SIGNALS[number % len(SIGNALS)], list(MOMENTS)[number // 2 % len(MOMENTS)]
+    reached, within = MOMENTS[moment]
+    if moment in ("style", "encoding"):
+        shutil.rmtree(cache, ignore_errors=True)
     mark = f"{os.getpid()}-{number}-{time.time_ns()}"
-    process = start(processes, folder, log, mark=mark)
-    wanted = chance.randint(1, UPDATES - 1)
-    delay = chance.uniform(0, 0.004 if in_checkpoint else 0.3)
-    part = folder / f"checkpoint-{wanted}.part"
-    deadline = time.monotonic() + WAIT
-    while process.poll() is None and time.monotonic() < deadline:
-        if part.exists() if in_checkpoint else len(updates(folder)) >= wanted - 1:
-            break
-        time.sleep(0.0002 if in_checkpoint else 0.005)
-    time.sleep(delay)
+    process = start(processes, folder, cache, log, mark=mark)
+    wanted, deadline = chance.randint(1, UPDATES - 1), time.monotonic() + WAIT
+    while process.poll() is None and time.monotonic() < deadline and not reached(folder, cache, wanted):
+        time.sleep(min(within / 20, 0.005))
+    time.sleep(chance.uniform(0, within))
     running = marked(mark)
     ranks = sorted(rank for rank in running.values() if rank is not None) or [0]
     victim = None if everyone or processes == 1 else chance.choice(ranks)
-    killed = 0
     for one, rank in running.items():
         if victim is None or rank == victim:
-            try:
-                os.kill(one, signal.SIGKILL)
-                killed += 1
-            except ProcessLookupError:
-                pass
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, sent)
     try:
         process.wait(WAIT)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     while marked(mark) and time.monotonic() < deadline:
         time.sleep(0.05)
     left = len(marked(mark))
@@ -131,30 +138,32 @@ def kill_one(number, processes, in_checkpoint, everyone, folder, log, chance):
         os.kill(one, signal.SIGKILL)
     return {
         "processes": processes,
-        "killed": "all" if victim is None else f"rank {victim}",
-        "at": "checkpoint" if in_checkpoint else "any time",
-        "hit": killed > 0 and len(updates(folder)) < UPDATES,
+        "signal": sent.name,
+        "to": "all" if victim is None else "one rank",
+        "at": moment,
+        "hit": process.returncode != 0,
         "half a checkpoint left": any(folder.glob("checkpoint-*.part")),
         "processes left": left,
     }
 
 
 def campaign(kills, work, seed=0, progress=None):
-    """Records of so many kills, each with what was found afterwards."""
-    chance, work, records = random.Random(seed), Path(work), []
+    """Records of so many signals, each with what was found afterwards."""
+    chance, work, records = random.Random(seed), Path(work).resolve(), []
+    cache = work / "cache"
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "log.txt", "w") as log:
         unbroken = {}
         for processes in (1, 2):
             folder = work / f"unbroken-{processes}"
             shutil.rmtree(folder, ignore_errors=True)
-            whole_run(processes, folder, log)
+            whole_run(processes, folder, cache, log)
             unbroken[processes] = outcome(folder)
         for number in range(kills):
-            folder, processes = work / "run", 1 + number % 2
+            folder = work / "run"
             for _ in range(TRIES):
                 shutil.rmtree(folder, ignore_errors=True)
-                record = kill_one(number, processes, number % 3 == 0, number % 4 > 1, folder, log, chance)
+                record = end_one(number, folder, cache, log, chance)
                 if record["hit"]:
                     break
             problems = []
@@ -165,8 +174,8 @@ def campaign(kills, work, seed=0, progress=None):
                     problems.append(str(error))
             record |= {"checkpoints": len(checkpoints(folder)), "broken": problems}
             try:
-                whole_run(processes, folder, log, resume=True)
-                record["same"] = outcome(folder) == unbroken[processes]
+                whole_run(record["processes"], folder, cache, log, resume=True)
+                record["same"] = outcome(folder) == unbroken[record["processes"]]
             except RuntimeError as error:
                 record |= {"same": False, "error": str(error)}
             records.append(record)
@@ -177,22 +186,23 @@ def campaign(kills, work, seed=0, progress=None):
 
 def table(records):
     """Counts as Markdown."""
-    rows = Counter((one["processes"], one["killed"].split()[0], one["at"]) for one in records)
+    rows = Counter((one["at"], one["signal"]) for one in records)
     lines = [
-        "| processes | killed | when | kills | hit the run | half a checkpoint left | broken ones listed | same end |",
+        "| when | signal | runs | hit | half a checkpoint left | broken ones listed | processes left | same end |",
         "|---" * 8 + "|",
     ]
     for key in sorted(rows):
-        some = [one for one in records if (one["processes"], one["killed"].split()[0], one["at"]) == key]
-        counts = [sum(bool(one[name]) for one in some) for name in ("hit", "half a checkpoint left", "broken", "same")]
-        lines.append(f"| {key[0]} | {key[1]} | {key[2]} | {len(some)} | {' | '.join(map(str, counts))} |")
+        some = [one for one in records if (one["at"], one["signal"]) == key]
+        names = ("hit", "half a checkpoint left", "broken", "processes left", "same")
+        counts = [sum(bool(one[name]) for one in some) for name in names]
+        lines.append(f"| {key[0]} | {key[1]} | {len(some)} | {' | '.join(map(str, counts))} |")
     same, all_of_them = sum(one["same"] for one in records), len(records)
     return "\n".join([*lines, f"\n{same} of {all_of_them} go on to the unbroken run's end."])
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Kill training runs at random moments and go on from what they left.")
-    parser.add_argument("--kills", type=int, default=30)
+    parser = argparse.ArgumentParser(description="End training runs at random moments and go on from what they left.")
+    parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="Default: a temporary folder.")
     args = parser.parse_args()
