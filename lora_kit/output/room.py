@@ -54,7 +54,8 @@ def room(config: TrainingConfig, unet: Any, steps: Steps, first_update: int = 0)
         written = min(written, max(limit + 1 - there, 1))
     pictures = 0
     if config.validation_prompt:  # as large as the model draws, and as if they could not be compressed
-        side = max(config.resolution, 8 * unet.config.sample_size if isinstance(unet.config.sample_size, int) else 0)
+        drawn = getattr(getattr(unet, "config", None), "sample_size", 0)
+        side = max(config.resolution, 8 * drawn if isinstance(drawn, int) else 0)
         pictures = 3 * side**2 * config.num_validation_images * math.ceil(steps.epochs / config.validation_epochs)
     return Room(lora, checkpoint, written, pictures + LINES * (steps.total_updates - first_update))
 
