@@ -117,19 +117,40 @@ def check_base(name: str, about: dict[str, Any]) -> None:
             )
 
 
-def check_base_model(config: TrainingConfig) -> None:
-    """`check_base` of the base model of a run, before anything of it is loaded; what can't be read is left to `load_models`."""
+def describe_unet(config: TrainingConfig) -> dict[str, Any]:
+    """unet/config.json of a run's base model. Raises whatever a library does where it can't be read."""
     from diffusers import UNet2DConditionModel
 
-    name = config.pretrained_model_name_or_path
+    about = UNet2DConditionModel.load_config(
+        model_path(config.pretrained_model_name_or_path),
+        subfolder="unet",
+        cache_dir=config.cache_dir,
+        revision=config.revision,
+    )
+    if not isinstance(about, dict):
+        raise ValueError("its unet/config.json is no description of a UNet")
+    return about
+
+
+def empty_unet(config: TrainingConfig) -> Any:
+    """The UNet of a run's base model without weights. Raises as `check_base` and `describe_unet` do."""
+    quiet_imports()
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    about = describe_unet(config)
+    check_base(config.pretrained_model_name_or_path, about)
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(about)
+
+
+def check_base_model(config: TrainingConfig) -> None:
+    """`check_base` of the base model of a run, before anything of it is loaded; what can't be read is left to `load_models`."""
     try:
-        about = UNet2DConditionModel.load_config(
-            model_path(name), subfolder="unet", cache_dir=config.cache_dir, revision=config.revision
-        )
+        about = describe_unet(config)
     except Exception:  # of each library its own
         return
-    if isinstance(about, dict):
-        check_base(name, about)
+    check_base(config.pretrained_model_name_or_path, about)
 
 
 def speed_up(unet: Any, config: TrainingConfig) -> None:

@@ -110,6 +110,8 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
         check_warmup(steps.lr_warmup_steps, steps.total_updates)
     for change in check_resumed(resume_from, record, config, steps, pictures.identity):
         accelerator.print(f"resumed with a change: {change}")
+    update = record["update"] if resume_from else 0
+    output.check_room(config, steps, update)
     data = pictures.prepare()
     loader = data.loader(config, seed)
 
@@ -138,10 +140,8 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
 
     # the checkpoint, and the records of the run
     save_lora_alone(accelerator)
-    update = 0
     if resume_from:
         restore(resume_from, accelerator, optimizer, lr_scheduler, config)
-        update = record["update"]
     output.begin(update, resume_from, config, steps, accelerator, seed, environment_of_run())
     output.save_lora = lambda folder: save_lora(accelerator.unwrap_model(unet), folder, behaviour.stores_peft_keys)
     finite = FiniteCheck(config, lora, accelerator.mixed_precision, update)

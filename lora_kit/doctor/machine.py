@@ -17,6 +17,7 @@ from lora_kit.output.folder import place_problem
 from lora_kit.output.lora_file import LORA, upload_problem
 from lora_kit.output.metrics import METRICS
 from lora_kit.output.resume import find_checkpoint
+from lora_kit.output.room import room, room_problem
 from lora_kit.system.checks import shown
 
 DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # mixed_precision: torch's name
@@ -210,3 +211,13 @@ def output_folder(case: Case) -> list[Finding]:
         except ValueError as error:
             return [output_folder.error(value, str(error), "one of its checkpoints, or latest")]
     return [output_folder.fine(value, f"goes on with {newest.name if newest else wanted}" if wanted else "free")]
+
+
+@check("room", needs=("unet", "steps"), see=("05_train.ipynb", "The settings"))
+def disk_room(case: Case) -> list[Finding]:
+    """Whether output_dir's disk takes what the run will write; nothing where it does."""
+    problem = room_problem(case.config, room(case.config, case.unet, case.steps))
+    if problem is None:
+        return []
+    fatal, reason, cure = problem
+    return [(disk_room.error if fatal else disk_room.warning)(f"output_dir {case.config.output_dir!r}", reason, cure)]

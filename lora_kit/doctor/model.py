@@ -9,9 +9,8 @@ from lora_kit.config import TrainingConfig
 from lora_kit.doctor.case import Case
 from lora_kit.doctor.findings import Check, Finding, check
 from lora_kit.doctor.machine import Precision
-from lora_kit.models import check_base, model_path
+from lora_kit.models import empty_unet, model_path
 from lora_kit.parameters import add_lora
-from lora_kit.system.imports import quiet_imports
 
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 BASE_MODEL = Check("base model", see=("00_start_here.ipynb", "A LoRA run on one page"))
@@ -45,23 +44,11 @@ def describe(config: TrainingConfig) -> tuple[Any, list[Finding]]:
 
 
 def _empty_unet(config):
-    quiet_imports()
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    name = config.pretrained_model_name_or_path
-    path = Path(model_path(name))
+    path = Path(model_path(config.pretrained_model_name_or_path))
     missing = [part for part in PARTS if path.is_dir() and not any((path / part).glob("*.json"))]
     if missing:
         raise ValueError(f"the folder has no {', '.join(missing)}")
-    about = UNet2DConditionModel.load_config(
-        str(path) if path.is_dir() else name, subfolder="unet", cache_dir=config.cache_dir, revision=config.revision
-    )
-    if not isinstance(about, dict):
-        raise ValueError("its unet/config.json is no description of a UNet")
-    check_base(name, about)
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(about)
+    return empty_unet(config)
 
 
 def trained_shapes(unet: Any) -> list[tuple[int, ...]]:

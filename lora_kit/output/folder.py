@@ -16,6 +16,7 @@ from lora_kit.config import TrainingConfig
 from lora_kit.output.checkpoints import checkpoints, newest_whole, number
 from lora_kit.output.lora_file import LORA, make_repository, rescue, upload_problem
 from lora_kit.output.metrics import METRICS, read_metrics
+from lora_kit.output.room import check_room
 from lora_kit.steps import Steps
 from lora_kit.system.devices import device_name
 from lora_kit.system.files import NotWritten, reason, write_whole
@@ -99,6 +100,12 @@ class OutputFolder:
         if self.to_remove:
             with suppress(OSError):  # not empty: it is somebody's
                 self.path.rmdir()
+
+    def check_room(self, config: TrainingConfig, steps: Steps, first_update: int) -> None:
+        """Say where the disk has no room for all that the run will write; ValueError where not even for one checkpoint."""
+        warning = check_room(config, steps, first_update)
+        if warning and self.main:
+            print(f"warning: {warning}", file=sys.stderr)
 
     def begin(
         self,

@@ -14,6 +14,7 @@ from lora_kit.data.cache import EncodingCache, evict
 from lora_kit.data.encoding import Plan
 from lora_kit.data.identity import data_identity
 from lora_kit.models import EMBEDDED_MODEL
+from lora_kit.system.files import in_bytes
 
 # the defaults of diffusers' script are out of the ordinary
 pytestmark = pytest.mark.filterwarnings("ignore::lora_kit.config.ConfigWarning")
@@ -189,7 +190,7 @@ def test_a_disk_that_takes_nothing_is_a_clear_error(folder, monkeypatch, tmp_pat
     store = cache(config(folder))
     for call in (store.write, store.open):
         with pytest.raises(
-            ValueError, match="can't be written: .*Set LORA_KIT_CACHE to a folder with room, or use no_cache"
+            ValueError, match="can't be written: .*; set LORA_KIT_CACHE to a folder with room, or use no_cache"
         ):
             call(PLAN)
 
@@ -204,6 +205,8 @@ def test_the_disk_is_asked_for_room_before_anything_is_encoded(folder):
     need, free = 1_000_000 * (captions + latents), shutil.disk_usage(folder).free
     if need <= free:
         pytest.skip("this disk has room for a million pictures")
-    text = f"1,000,000 pictures and 1,000,000 captions need {need / 1e9:.1f} GB more, and the disk of {store.path.parent} has"
+    text = (
+        f"1,000,000 pictures and 1,000,000 captions need {in_bytes(need)} more, and the disk of {store.path.parent} has"
+    )
     with pytest.raises(ValueError, match=re.escape(text)):
         store.open(million)

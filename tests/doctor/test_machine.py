@@ -121,6 +121,13 @@ def test_a_name_that_the_disk_does_not_take_is_an_error(name):
     assert (finding.status == ERROR) == _refused(name)
 
 
+def test_room_that_is_missing_is_said(tmp_path):
+    assert findings_of("room", SOUND) == []
+    settings = dict(output_dir=str(tmp_path / "run"), rank=64, max_train_steps=10**7, checkpointing_steps=1)
+    (finding,) = findings_of("room", SOUND | settings)
+    assert finding.status == WARNING and "(10000000 checkpoints; " in finding.reason
+
+
 def _refused(name):
     try:
         Path(name).mkdir(parents=True)

@@ -1,0 +1,110 @@
+"""The room that a run will need on output_dir's disk, estimated before any heavy work."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lora_kit.config import TrainingConfig
+from lora_kit.models import empty_unet
+from lora_kit.optimizers import expected_state_bytes
+from lora_kit.output.checkpoints import checkpoints
+from lora_kit.parameters import add_lora
+from lora_kit.steps import Steps
+from lora_kit.system.files import free_bytes, in_bytes
+
+# bytes beside the numbers, each a little more than was measured: of a LoRA's file its settings and each tensor's name; of an
+# optimizer's each tensor's entries, in 32 bits and in 8; of a checkpoint its small files and each process's random states; of a
+# run each update's lines in the metrics and a tracker's log
+SETTINGS, NAME, ENTRIES, SMALL_FILES, RANDOM_STATES, LINES = 4_000, 180, (850, 1_150), 10_000, 16_000, 400
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a run writes, in bytes: the LoRA, one checkpoint, how many `checkpoints` stand there at once, and the rest."""
+
+    lora: int
+    checkpoint: int
+    checkpoints: int
+    rest: int
+
+    @property
+    def least(self) -> int:
+        """Without which the run is of no use: the LoRA and, where any is written, a checkpoint."""
+        return self.lora + self.checkpoint * min(self.checkpoints, 1)
+
+    @property
+    def most(self) -> int:
+        """All that stands there at once."""
+        return self.lora + self.checkpoint * self.checkpoints + self.rest
+
+
+def room(config: TrainingConfig, unet: Any, steps: Steps, first_update: int = 0) -> Room:
+    """The `Room` of a run, a little more than it will take.
+
+    unet: with its LoRA, perhaps without weights. first_update: of a run that is resumed; its checkpoints in output_dir are there.
+    """
+    shapes = [tuple(parameter.shape) for parameter in unet.parameters() if parameter.requires_grad]
+    lora = 4 * sum(map(math.prod, shapes)) + NAME * len(shapes) + SETTINGS
+    state = expected_state_bytes(shapes, config.use_8bit_adam) + ENTRIES[config.use_8bit_adam] * len(shapes)
+    checkpoint = lora + state + SMALL_FILES + RANDOM_STATES * steps.num_processes
+    written, limit = steps.total_updates // config.checkpointing_steps, config.checkpoints_total_limit
+    written -= first_update // config.checkpointing_steps
+    if limit:  # the oldest goes after the newest stands
+        there = len(checkpoints(config.output_dir)) if first_update else 0
+        written = min(written, max(limit + 1 - there, 1))
+    pictures = 0
+    if config.validation_prompt:  # as large as the model draws, and as if they could not be compressed
+        drawn = getattr(getattr(unet, "config", None), "sample_size", 0)
+        side = max(config.resolution, 8 * drawn if isinstance(drawn, int) else 0)
+        pictures = 3 * side**2 * config.num_validation_images * math.ceil(steps.epochs / config.validation_epochs)
+    return Room(lora, checkpoint, written, pictures + LINES * (steps.total_updates - first_update))
+
+
+def room_problem(config: TrainingConfig, needed: Room, first_update: int = 0) -> tuple[bool, str, str] | None:
+    """(whether not even the least fits, what is wrong, the cure) where output_dir's disk has no room for the run, else None."""
+    try:
+        free = free_bytes(config.output_dir)
+    except OSError:  # which will be said by who writes there
+        return None
+    place = f"the disk of output_dir {config.output_dir!r} has {in_bytes(free)} free"
+    parts = f"the LoRA {in_bytes(needed.lora)}, a checkpoint {in_bytes(needed.checkpoint)}"
+    if free < needed.least:
+        return (
+            True,
+            f"{place}, and this run needs {in_bytes(needed.least)}: {parts}",
+            "make room, or give another output_dir",
+        )
+    if free >= needed.most:
+        return None
+    fit = max(free - needed.lora - needed.rest, 0) // needed.checkpoint if needed.checkpoints else 0
+    every = config.checkpointing_steps
+    full = (
+        f", so it will be full at about update {(first_update // every + fit + 1) * every}"
+        if fit < needed.checkpoints
+        else ""
+    )
+    less = f"checkpoints_total_limit {fit - 1}" if fit > 1 else "a larger checkpointing_steps"
+    reason = (
+        f"{place}, and this run will write {in_bytes(needed.most)} ({needed.checkpoints} checkpoints; {parts}){full}"
+    )
+    return False, reason, f"make room, or set {less}"
+
+
+def check_room(config: TrainingConfig, steps: Steps, first_update: int = 0) -> str | None:
+    """What is wrong where later checkpoints won't fit on output_dir's disk, else None. Raises ValueError, with both figures, where
+    not even the LoRA and one checkpoint do. A base model that can't be described is left to who loads it."""
+    import torch
+
+    try:
+        unet = empty_unet(config)
+    except Exception:  # of each library its own
+        return None
+    with torch.device("meta"):  # takes no memory, and draws nothing
+        add_lora(unet, config.rank, config.target_modules, config.lora_alpha)
+    problem = room_problem(config, room(config, unet, steps, first_update), first_update)
+    if problem is None:
+        return None
+    fatal, reason, cure = problem
+    if fatal:
+        raise ValueError(f"{reason}; {cure}")
+    return f"{reason}; {cure}"
