@@ -24,7 +24,7 @@ TARGET_MODULES = ("to_k", "to_q", "to_v", "to_out.0")
 USUAL_LEARNING_RATES = (1e-5, 1e-2)
 OWN_SETTINGS = (  # what diffusers' script has no flag for
     "style", "target_modules", "lora_alpha", "lr_num_cycles", "lr_power", "lr_step_rules", "match_diffusers", "no_cache",
-    "allow_nan", "attention", "channels_last", "torch_compile",
+    "allow_nan", "attention", "channels_last", "torch_compile", "ddp_timeout",
 )  # fmt: skip
 
 
@@ -127,6 +127,7 @@ class TrainingConfig:
     channels_last: bool = setting(False, "Keep the UNet in channels_last memory order.")
     torch_compile: bool = setting(False, "Compile the UNet with torch.compile before the first update.")
     enable_xformers_memory_efficient_attention: bool = setting(False, "Use xformers' attention.")
+    ddp_timeout: int = setting(1800, "Seconds that a process waits for the others before it gives up.", below=2**31)
     push_to_hub: bool = setting(False, "Upload the LoRA when the run is done.")
     hub_token: Secret | None = setting(None, "The token for that; a login is safer.")  # noqa: RUF009 -- a plain field
     hub_model_id: str | None = setting(None, "The repository for that; left out: output_dir's name.")
@@ -157,8 +158,7 @@ class TrainingConfig:
         if not sources:
             problems.append("no data: give one of style, dataset_name or train_data_dir")
         if self.style is not None and len(sources) > 1:
-            other = f"{sources[1]} {getattr(self, sources[1])!r}"
-            problems.append(f"style {self.style!r} and {other}: give one of the two")
+            problems.append(f"style {self.style!r} and {sources[1]} {getattr(self, sources[1])!r}: give one of the two")
         if not self.target_modules:
             problems.append(f"target_modules () names nothing to train; the usual ones are {TARGET_MODULES}")
         if self.report_to == "wandb" and self.hub_token is not None:

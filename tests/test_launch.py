@@ -330,6 +330,28 @@ def test_in_a_kernel(kernel, tmp_path):
     assert again.count("before") == 1 and again.rstrip().endswith("2 3")
 
 
+@CPU_ONLY
+@pytest.mark.slow
+def test_variables_that_an_earlier_cell_left_are_no_launcher(tmp_path):
+    """A world of four that nobody else joins would be waited for; one of one would leave its process group in the kernel."""
+    one = Kernel()
+    settings = RUN | {"output_dir": str(tmp_path / "a"), "max_train_steps": 2}
+    try:
+        assert errors(one.run(KERNEL_SETUP.format(settings=settings))) == []
+        left = dict(RANK="0", WORLD_SIZE="4", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+        assert errors(one.run(f"os.environ |= {left}")) == []
+        for call, number in (
+            ("lora_kit.training.train(config, progress=False)", 1), ("launch(config, 1)", 1), ("launch(config, 2)", 2),
+        ):  # fmt: skip
+            outputs = one.run(f"import lora_kit.training\nprint({call}.num_processes)\nprint(os.environ['WORLD_SIZE'])")
+            said = stdout(outputs)
+            assert errors(outputs) == [] and said.split()[-2:] == [str(number), "4"]
+            assert said.count("RANK '0', WORLD_SIZE '4', LOCAL_RANK '0'") == said.count("set aside") == 1
+    finally:
+        one.client.stop_channels()
+        one.manager.shutdown_kernel(now=True)
+
+
 # without any process
 
 
