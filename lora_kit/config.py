@@ -22,6 +22,7 @@ STYLES = ("twemoji", "outlined", "line_art", "blueprint", "openmoji", "openmoji_
 INTERPOLATION_MODES = ("nearest", "nearest_exact", "box", "bilinear", "hamming", "bicubic", "lanczos")
 TARGET_MODULES = ("to_k", "to_q", "to_v", "to_out.0")
 USUAL_LEARNING_RATES = (1e-5, 1e-2)
+PATHS = ("pretrained_model_name_or_path", "dataset_name", "resume_from_checkpoint")  # and ..._dir: there ~ is home
 OWN_SETTINGS = (  # what diffusers' script has no flag for
     "style", "target_modules", "lora_alpha", "lr_num_cycles", "lr_power", "lr_step_rules", "match_diffusers", "no_cache",
     "allow_nan", "attention", "channels_last", "torch_compile", "ddp_timeout",
@@ -178,9 +179,8 @@ class TrainingConfig:
         for name, readers in READ_BY.items():
             value = getattr(self, name)
             if value != FIELDS[name].default and self.lr_scheduler not in readers:
-                cure = f"only {readers[0]!r} reads it"
-                if name == "lr_warmup_steps":
-                    cure = "choose constant_with_warmup, or leave lr_warmup_steps at 0"
+                warmup = "choose constant_with_warmup, or leave lr_warmup_steps at 0"
+                cure = warmup if name == "lr_warmup_steps" else f"only {readers[0]!r} reads it"
                 notices.append(f"lr_scheduler {self.lr_scheduler!r} ignores {name} {value!r}: {cure}")
         if self.max_train_steps is not None and not self.behaviour.refuses_bad_fit:
             problem = problem_of(lambda: check_warmup(self.warmup_updates, self.max_train_steps))
@@ -205,8 +205,7 @@ class TrainingConfig:
 
         behaviour: whose defaults; left out, those of this configuration's.
         """
-        others = (behaviour or self.behaviour).defaults
-        defaults = {name: others.get(name, field.default) for name, field in FIELDS.items()}
+        defaults = {name: field.default for name, field in FIELDS.items()} | (behaviour or self.behaviour).defaults
         return {name: value for name, value in vars(self).items() if value != defaults[name]}
 
 
@@ -257,4 +256,5 @@ def kind_of(name: str) -> tuple[type, bool]:
 def check_setting(name: str, value: Any) -> Any:
     """`value` as the setting's type. Raises ValueError where it is none, or out of its bounds."""
     kind, optional = kind_of(name)
-    return checked(name, value, kind, optional, **({"low": 1} if kind is int else {}) | FIELDS[name].metadata["rules"])
+    rules = ({"low": 1} if kind is int else {}) | FIELDS[name].metadata["rules"]
+    return checked(name, value, kind, optional, **rules, path=name in PATHS or name.endswith("_dir"))

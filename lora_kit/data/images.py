@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import count_style, load_style
 from lora_kit.data.pictures import as_seen_in_rgb, check_picture, readable_suffixes
-from lora_kit.system.checks import did_you_mean
+from lora_kit.system.checks import did_you_mean, with_home
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -82,6 +82,7 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
     files = _check_folder(folder, described=not by_name) if folder else []
     import datasets
 
+    with_home("HF_HOME", str(config.cache_dir or datasets.config.HF_DATASETS_CACHE))
     if by_name:
         source = str(folder or config.dataset_name)
         options = {"name": config.dataset_config_name, "data_dir": config.train_data_dir}
@@ -196,10 +197,10 @@ def local_folder(config: TrainingConfig) -> Path | None:
         return None
     field = "dataset_name" if named_data_set(config) else "train_data_dir"
     value = getattr(config, field)
-    folder = Path(value).expanduser()
+    folder = Path(value)
     if folder.is_dir():
         return folder.resolve()
-    if field == "train_data_dir" or str(value).startswith(("/", ".", "~")):
+    if field == "train_data_dir" or str(value).startswith(("/", ".")):
         raise FileNotFoundError(f"{field} {value!r} is {'not a folder' if folder.exists() else 'not there'}")
     return None
 
