@@ -96,7 +96,7 @@ def checked(
     right, words = wanted[kind]
     if not right:
         raise ValueError(f"{name} {shown(value)} is not {words}")
-    for text in value if kind is tuple else [str(value)]:
+    for text in value if kind is tuple else [str(value)] if kind in (str, Secret) else []:
         check_text(name, text, HIDDEN if kind is Secret else shown(text))
     if choices and value not in choices:
         hint = did_you_mean(value, choices)
