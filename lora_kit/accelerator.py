@@ -4,6 +4,7 @@
 """
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,12 @@ def start_accelerator(config: TrainingConfig) -> Any:
     """The Accelerator of a run, before anything else is made. Raises ValueError for what this loop can't do."""
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration
+    from accelerate.utils import (
+        DataLoaderConfiguration,
+        GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
+        ProjectConfiguration,
+    )
 
     if problems := environment_problems(config):
         raise ValueError("; ".join(problems))
@@ -79,6 +85,8 @@ def start_accelerator(config: TrainingConfig) -> Any:
         project_config=ProjectConfiguration(
             project_dir=config.output_dir, logging_dir=str(Path(config.output_dir, config.logging_dir))
         ),
+        # a millisecond more, since accelerate passes over 600 s, its default for NCCL, and gloo has another
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.ddp_timeout, milliseconds=1))],
         # without it the order of the pictures comes from torch's global generator, as in diffusers' script
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=config.behaviour.draws_from_seed),
     )

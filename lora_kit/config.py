@@ -22,9 +22,10 @@ STYLES = ("twemoji", "outlined", "line_art", "blueprint", "openmoji", "openmoji_
 INTERPOLATION_MODES = ("nearest", "nearest_exact", "box", "bilinear", "hamming", "bicubic", "lanczos")
 TARGET_MODULES = ("to_k", "to_q", "to_v", "to_out.0")
 USUAL_LEARNING_RATES = (1e-5, 1e-2)
+PATHS = ("pretrained_model_name_or_path", "dataset_name", "resume_from_checkpoint")  # and ..._dir: there ~ is home
 OWN_SETTINGS = (  # what diffusers' script has no flag for
     "style", "target_modules", "lora_alpha", "lr_num_cycles", "lr_power", "lr_step_rules", "match_diffusers", "no_cache",
-    "allow_nan", "attention", "channels_last", "torch_compile",
+    "allow_nan", "attention", "channels_last", "torch_compile", "ddp_timeout",
 )  # fmt: skip
 
 
@@ -127,6 +128,7 @@ class TrainingConfig:
     channels_last: bool = setting(False, "Keep the UNet in channels_last memory order.")
     torch_compile: bool = setting(False, "Compile the UNet with torch.compile before the first update.")
     enable_xformers_memory_efficient_attention: bool = setting(False, "Use xformers' attention.")
+    ddp_timeout: int = setting(1800, "Seconds that a process waits for the others before it gives up.", below=2**31)
     push_to_hub: bool = setting(False, "Upload the LoRA when the run is done.")
     hub_token: Secret | None = setting(None, "The token for that; a login is safer.")  # noqa: RUF009 -- a plain field
     hub_model_id: str | None = setting(None, "The repository for that; left out: output_dir's name.")
@@ -157,8 +159,7 @@ class TrainingConfig:
         if not sources:
             problems.append("no data: give one of style, dataset_name or train_data_dir")
         if self.style is not None and len(sources) > 1:
-            other = f"{sources[1]} {getattr(self, sources[1])!r}"
-            problems.append(f"style {self.style!r} and {other}: give one of the two")
+            problems.append(f"style {self.style!r} and {sources[1]} {getattr(self, sources[1])!r}: give one of the two")
         if not self.target_modules:
             problems.append(f"target_modules () names nothing to train; the usual ones are {TARGET_MODULES}")
         if self.report_to == "wandb" and self.hub_token is not None:
@@ -178,9 +179,8 @@ class TrainingConfig:
         for name, readers in READ_BY.items():
             value = getattr(self, name)
             if value != FIELDS[name].default and self.lr_scheduler not in readers:
-                cure = f"only {readers[0]!r} reads it"
-                if name == "lr_warmup_steps":
-                    cure = "choose constant_with_warmup, or leave lr_warmup_steps at 0"
+                warmup = "choose constant_with_warmup, or leave lr_warmup_steps at 0"
+                cure = warmup if name == "lr_warmup_steps" else f"only {readers[0]!r} reads it"
                 notices.append(f"lr_scheduler {self.lr_scheduler!r} ignores {name} {value!r}: {cure}")
         if self.max_train_steps is not None and not self.behaviour.refuses_bad_fit:
             problem = problem_of(lambda: check_warmup(self.warmup_updates, self.max_train_steps))
@@ -205,8 +205,7 @@ class TrainingConfig:
 
         behaviour: whose defaults; left out, those of this configuration's.
         """
-        others = (behaviour or self.behaviour).defaults
-        defaults = {name: others.get(name, field.default) for name, field in FIELDS.items()}
+        defaults = {name: field.default for name, field in FIELDS.items()} | (behaviour or self.behaviour).defaults
         return {name: value for name, value in vars(self).items() if value != defaults[name]}
 
 
@@ -257,4 +256,5 @@ def kind_of(name: str) -> tuple[type, bool]:
 def check_setting(name: str, value: Any) -> Any:
     """`value` as the setting's type. Raises ValueError where it is none, or out of its bounds."""
     kind, optional = kind_of(name)
-    return checked(name, value, kind, optional, **({"low": 1} if kind is int else {}) | FIELDS[name].metadata["rules"])
+    rules = ({"low": 1} if kind is int else {}) | FIELDS[name].metadata["rules"]
+    return checked(name, value, kind, optional, **rules, path=name in PATHS or name.endswith("_dir"))

@@ -7,9 +7,7 @@ launchers.py; torch, distributed/launcher/api.py.
 
 import contextlib
 import faulthandler
-import io
 import json
-import logging
 import os
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from lora_kit.command_line.texts import launch_lines
 from lora_kit.config import TrainingConfig
 from lora_kit.system.checks import whole_number
 from lora_kit.system.devices import available_devices
+from lora_kit.system.elastic import elastic_launcher, launch_folder, nothing_printed, start_one
 from lora_kit.system.kernel import (
     LaunchError,
     PortTaken,
@@ -33,11 +32,12 @@ from lora_kit.system.kernel import (
     renew_locks,
     set_aside,
 )
-from lora_kit.system.world import free_port, leave_process_group, prove_world
+from lora_kit.system.meeting import RDZV_TIMEOUT, meet
+from lora_kit.system.world import free_port, leave_process_group, no_launcher, prove_world
 from lora_kit.training import TrainingResult, train
 
-# what a forked child takes over: the real stdout, modules that were set aside for the launcher's check, and whether nothing
-# was computed before, as on the command line
+# what a forked child takes over: the real stdout and folder of temporary files, modules that were set aside for the
+# launcher's check, and whether nothing was computed before, as on the command line
 _parent = {}
 LATE = 30  # seconds after which a child that has done all, and yet doesn't end, shows its stacks and is ended
 _DISCONNECTS = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "socket closed", "heartbeat")
@@ -50,6 +50,7 @@ def launch(
     num_machines: int = 1,
     machine_rank: int = 0,
     main_process_ip: str = "127.0.0.1",
+    rdzv_timeout: int = RDZV_TIMEOUT,
 ) -> TrainingResult:
     """Train as `config` says on `num_processes` processes of this machine, through accelerate's notebook_launcher.
 
@@ -57,6 +58,7 @@ def launch(
     port: for the processes to meet; by default a free one.
     num_machines, machine_rank (0 is the first), main_process_ip (the first machine's): for several machines, each of which
     makes this call with its own rank and the same port, number of processes and output_dir, on a disk that they share.
+    rdzv_timeout: seconds that a machine waits for the others, and says for whom.
 
     Returns the result of this machine's first process. Raises LaunchError where a launch can't work, with the cure, and
     where a process failed, with the exception of the one that failed first; KeyboardInterrupt when interrupted.
@@ -68,6 +70,7 @@ def launch(
         ("num_processes", num_processes, 1),
         ("num_machines", num_machines, 1),
         ("machine_rank", machine_rank, 0),
+        ("rdzv_timeout", rdzv_timeout, 1),
     ):
         whole_number(name, value, low, LaunchError)
     if machine_rank >= num_machines:
@@ -87,16 +90,20 @@ def launch(
     if expected > 1:
         check_kernel(kind)
         check_port(port, num_machines, machine_rank)
-    with tempfile.TemporaryDirectory(prefix="lora_kit-") as folder:
+    machines = (num_machines, machine_rank, main_process_ip, rdzv_timeout)
+    if num_machines > 1:
+        meet(main_process_ip, port, num_machines, machine_rank, num_processes, rdzv_timeout)
+    _parent["tempdir"] = tempfile.gettempdir()
+    with no_launcher(), launch_folder() as folder:
         arguments = (config, folder, expected, "ipykernel" not in sys.modules)
         for tries_left in (2, 1, 0):
             try:
-                _start(arguments, num_processes, port or free_port(), num_machines, machine_rank, main_process_ip)
+                _start(arguments, num_processes, port or free_port(), *machines)
                 break
             except PortTaken:  # between the choice and the start
                 if port is not None or not tries_left:
                     raise
-        path = Path(folder, "result.json")
+        path = folder / "result.json"
         if not path.exists():
             raise LaunchError("the launcher returned, but no process finished the training")
         result = TrainingResult(**json.loads(path.read_text()))
@@ -106,25 +113,21 @@ def launch(
     return result
 
 
-def _start(arguments, num_processes, port, num_machines, machine_rank, main_process_ip):
+def _start(arguments, num_processes, port, num_machines, machine_rank, main_process_ip, rdzv_timeout):
     from accelerate import notebook_launcher
 
     config, folder, expected, _ = arguments
     _parent["stdout"] = sys.stdout
     sys.stdout.flush()  # a forked child would write what is waiting a second time
-    # 25 lines about the process that failed last, and one for each that is then ended; ours names the first
-    loggers = [logging.getLogger(f"torch.{name}") for name in ("distributed.elastic", "multiprocessing.spawn")]
     with contextlib.ExitStack() as stack:
         # it announces "2 CUDAs" on a CPU; the true device is printed by the children's own report
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(nothing_printed())
         if expected > 1:
+            stack.enter_context(elastic_launcher())
             _parent["modules"] = stack.enter_context(set_aside("bitsandbytes"))
-            for logger in loggers:
-                stack.callback(logger.setLevel, logger.level)
-                logger.setLevel(logging.CRITICAL)
         try:
             if num_processes == 1 and num_machines > 1:
-                _start_one(arguments, port, num_machines, machine_rank, main_process_ip)
+                start_one(_worker, arguments, main_process_ip, port, num_machines, machine_rank, rdzv_timeout)
                 return
             notebook_launcher(
                 _worker,
@@ -135,6 +138,7 @@ def _start(arguments, num_processes, port, num_machines, machine_rank, main_proc
                 num_nodes=num_machines,
                 node_rank=machine_rank,
                 master_addr=main_process_ip,
+                rdzv_conf={"timeout": rdzv_timeout},
             )
         except KeyboardInterrupt:
             raise
@@ -150,32 +154,10 @@ def _start(arguments, num_processes, port, num_machines, machine_rank, main_proc
             raise kind(_explain(error, folder, port)) from None
 
 
-def _start_one(arguments, port, num_machines, machine_rank, main_process_ip):
-    """One process of this machine in a world of several machines, where notebook_launcher would forget the others."""
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    from torch.numa.binding import AffinityMode, NumaOptions
-
-    config = LaunchConfig(
-        min_nodes=num_machines,
-        max_nodes=num_machines,
-        nproc_per_node=1,
-        run_id="none",
-        rdzv_backend="static",
-        rdzv_endpoint=f"{main_process_ip}:{port}",
-        rdzv_configs={"rank": machine_rank},
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method="fork",
-        numa_options=NumaOptions(AffinityMode.NODE),
-    )
-    config.numa_options = None  # None above would have torch start CUDA to ask for GPUs: see available_devices
-    elastic_launch(config, _worker)(*arguments)
-
-
 def _worker(config, folder, expected, progress):
     """What each process runs. A forked child must limit OpenMP before it is used, or its first step can hang."""
     rank = int(os.environ.get("RANK", 0))
-    sys.stdout = _parent.get("stdout", sys.stdout)
+    sys.stdout, tempfile.tempdir = _parent.get("stdout", sys.stdout), _parent.get("tempdir", tempfile.tempdir)
     if expected > 1:
         sys.modules.update(_parent.get("modules", {}))
         renew_locks()
@@ -244,7 +226,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.print_only:
             return
         _parent["fresh"] = True
-        result = launch(config, num_processes, port=options.main_process_port, **world)
+        result = launch(
+            config, num_processes, port=options.main_process_port, rdzv_timeout=options.rdzv_timeout, **world
+        )
     except (LaunchError, ValueError, OSError) as error:
         sys.exit(f"lora_kit.launch: {error}")
     except KeyboardInterrupt as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_kit.config import TrainingConfig
-from lora_kit.system.checks import did_you_mean
+from lora_kit.system.checks import did_you_mean, with_home
 from lora_kit.system.imports import bars_for_downloads_only, quiet_imports
 
 if TYPE_CHECKING:
@@ -146,11 +146,29 @@ def empty_unet(config: TrainingConfig) -> Any:
 
 def check_base_model(config: TrainingConfig) -> None:
     """`check_base` of the base model of a run, before anything of it is loaded; what can't be read is left to `load_models`."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if not Path(model_path(config.pretrained_model_name_or_path)).is_dir():
+        with_home("HF_HOME", str(config.cache_dir or HF_HUB_CACHE))
     try:
         about = describe_unet(config)
     except Exception:  # of each library its own
         return
     check_base(config.pretrained_model_name_or_path, about)
+
+
+def check_attention(config: TrainingConfig) -> None:
+    """ValueError where xformers' attention is asked for and can't be had, before any heavy work."""
+    name = "enable_xformers_memory_efficient_attention"
+    if not getattr(config, name):
+        return
+    try:
+        import_module("xformers.ops")
+    except Exception as error:  # one that was built for another torch has its own
+        reason = f"xformers can't be imported ({type(error).__name__} {error})"
+        raise ValueError(
+            f"{name}: {reason}; install it, or leave the setting out: torch's own attention is fused too"
+        ) from None
 
 
 def speed_up(unet: Any, config: TrainingConfig) -> None:

@@ -41,7 +41,8 @@ def linked(output):
 
 
 def prepared(notebook):
-    """A notebook (as JSON) for the site: see `page`; solutions are folded, and figures have the words below them as alt."""
+    """A notebook (as JSON) for the site: see `page`; solutions are folded, and figures have the words below them as alt, or
+    those in their cell's metadata. Raises ValueError for a figure without."""
     cells = notebook["cells"]
     for cell, following in zip(cells, [*cells[1:], None], strict=True):
         if cell["cell_type"] == "markdown":
@@ -50,8 +51,10 @@ def prepared(notebook):
         if "solution" in cell["metadata"].get("tags", []):
             cell["metadata"]["tags"].append("hide-cell")
         words = re.match(r"\*([^*]+)\*", "".join(following["source"])) if following else None
-        alt = " ".join(words[1].split()) if words else "What the cell above draws."
-        cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
+        if words:
+            cell["metadata"]["mystnb"] = {"image": {"alt": " ".join(words[1].split())}}
+        elif "mystnb" not in cell["metadata"] and any("image/png" in one.get("data", {}) for one in cell["outputs"]):
+            raise ValueError(f"a figure has no words for who can't see it, drawn by:\n{''.join(cell['source'])}")
         for data in (output.get("data", {}) for output in cell["outputs"]):
             data.pop("application/vnd.jupyter.widget-view+json", None)
             if "text/html" in data:

@@ -172,6 +172,10 @@ class Program:
 
     poll = returncode.fget
 
+    def said(self):
+        """What it has written to stdout so far."""
+        return self._files[0].read_text() if self._files[0].exists() else ""
+
     def end(self):
         """A `CompletedProcess`, when the program is done. Nothing of it is left after a time-out."""
         self._process.join(PATIENCE)

@@ -1,7 +1,7 @@
 """What the environment asks of accelerate is taken, set aside and said, or refused; never done behind the settings' back."""
 
 import pytest
-from running import records
+from running import CPU_ONLY, records, torchrun
 
 from lora_kit.accelerator import OTHER_LOOPS, environment_problems, environment_set_aside, start_accelerator
 from lora_kit.config import TrainingConfig
@@ -69,3 +69,40 @@ def test_a_precision_that_is_none_is_refused(value, environment):
         ValueError, match=f"^ACCELERATE_MIXED_PRECISION '{value}' in the environment is none of no, fp16, bf16"
     ):
         start_accelerator(TrainingConfig(**RUN))
+
+
+WAITS = """
+import os, sys, time
+from pathlib import Path
+import torch
+from lora_kit.accelerator import start_accelerator
+from lora_kit.config import TrainingConfig
+
+seconds, told = int(sys.argv[1]), Path(sys.argv[2])
+accelerator = start_accelerator(TrainingConfig(style="outlined", learning_rate=1e-3, ddp_timeout=seconds))
+if accelerator.process_index == 0:
+    try:
+        accelerator.gather(torch.tensor([1]))
+    except RuntimeError as error:
+        told.write_text(str(error))
+while not told.exists():
+    time.sleep(0.05)
+os._exit(0)
+"""
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_who_waits_for_another_gives_up_after_ddp_timeout(tmp_path):
+    script = tmp_path / "waits.py"
+    script.write_text(WAITS)
+    done = torchrun(script, 3, tmp_path / "told.txt")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "3001ms" in (tmp_path / "told.txt").read_text()
+
+
+def test_ddp_timeout_reaches_accelerate_whatever_it_is():
+    """600 s too, which accelerate takes for its own default, and then leaves to torch."""
+    for seconds in (1, 600, 1800):
+        accelerator = start_accelerator(TrainingConfig(**RUN, ddp_timeout=seconds))
+        assert accelerator.init_handler.to_kwargs()["timeout"].seconds == seconds

@@ -1,9 +1,13 @@
 """Bad inputs on the command line: each is refused with a sentence that names the culprit, before the UNet is loaded, and
 leaves everything on disk as it was."""
 
+import importlib.util
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import pytest
 from PIL import Image
 
 import lora_kit.training
-from lora_kit.config import FIELDS, kind_of
+from lora_kit.config import FIELDS, TrainingConfig, kind_of
 from lora_kit.models import EMBEDDED_MODEL
 
 RUN = dict(style="outlined", resolution=64, learning_rate=1e-3, max_train_steps=2, train_batch_size=2)
@@ -263,3 +267,70 @@ def test_what_is_legal_is_taken(tmp_path, monkeypatch):
     """The same command line without anything bad runs: the table above can fail."""
     lora_kit.training.main([f"--{name}={value}" for name, value in RUN.items()] + [f"--output_dir={tmp_path / 'run'}", "--max_train_samples=4", "--report_to=none"])  # fmt: skip
     assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").exists()
+
+
+def test_no_home_at_all(tmp_path):
+    """A user that is in no list of users, and no HOME, as in a container that is started with --user: what needs a home says so."""
+    nobody = ["unshare", "--user", "--map-user=23456", "env", "-u", "HOME"]
+    nobody += [
+        word
+        for name in ("LORA_KIT_CACHE", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "XDG_CACHE_HOME")
+        for word in ("-u", name)
+    ]
+    if shutil.which("unshare") is None or subprocess.run([*nobody, "true"], capture_output=True).returncode:
+        pytest.skip("this machine allows no user namespaces")
+    run = [sys.executable, "-m", "lora_kit.training", *(f"--{name}={value}" for name, value in RUN.items())]
+
+    def said(**changes):
+        flags = [f"--{name}={value}" for name, value in changes.items()]
+        own = {"PYTHONPATH": str(Path(lora_kit.training.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*nobody, *run, "--report_to=none", *flags],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | own,
+        )
+        assert "Traceback" not in done.stderr and done.returncode in (1, 2), done.stderr
+        return done.stderr
+
+    assert "LORA_KIT_CACHE '~/.cache/lora_kit': this user has no home folder" in said(output_dir=tmp_path / "run")
+    assert (
+        "error: output_dir '~/run': this user has no home folder; set HOME, or give output_dir a path without ~"
+        in said(output_dir="~/run")
+    )
+    hub = said(output_dir=tmp_path / "run", pretrained_model_name_or_path="someone/some-model")
+    assert "HF_HOME '~/.cache/huggingface/hub': this user has no home folder" in hub
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (64, 64)).save(pictures / "a.png")
+    (pictures / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}')
+    run = [*(word for word in run if not word.startswith("--style")), "--no_cache"]
+    assert "HF_HOME '~/.cache/huggingface/datasets': this user has no home folder" in said(
+        output_dir=tmp_path / "run", train_data_dir=pictures
+    )
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("name", ["output_dir", "validation_prompt", "hub_token", "train_data_dir"])
+def test_bytes_that_are_no_text(name, refused):
+    what = {name: os.fsdecode(b"a\xff")}
+    said = refused(RUN | what | ({"style": "outlined"} if name != "train_data_dir" else {}))
+    assert f"{name} " in said and "is not in UTF-8" in said and (name != "hub_token" or "***" in said)
+
+
+def test_xformers_that_is_not_there(refused):
+    if importlib.util.find_spec("xformers"):
+        pytest.skip("xformers is installed")
+    said = refused(RUN | {"enable_xformers_memory_efficient_attention": None})
+    assert "enable_xformers_memory_efficient_attention: xformers can't be imported (ModuleNotFoundError" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["output_dir", "train_data_dir", "pretrained_model_name_or_path", "dataset_name", "logging_dir"]
+)
+def test_a_tilde_is_the_home_folder_everywhere(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own = {"learning_rate": 1e-3} | ({} if name in ("train_data_dir", "dataset_name") else {"style": "outlined"})
+    assert getattr(TrainingConfig(**own, **{name: "~/here"}), name) == str(tmp_path / "here")
+    assert getattr(TrainingConfig(**own, **{name: "./~/here"}), name) == "./~/here"

@@ -26,7 +26,7 @@ image_interpolation_mode
 """.split()
 OWN_FLAGS = set(
     """style target_modules lora_alpha lr_num_cycles lr_power lr_step_rules match_diffusers no_cache allow_nan
-    attention channels_last torch_compile""".split()
+    attention channels_last torch_compile ddp_timeout""".split()
 )
 # the defaults of the training configuration that this kit teaches
 DEFAULTS = {

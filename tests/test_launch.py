@@ -266,6 +266,82 @@ def test_no_process_is_left(seen):
     assert set(map(len, left.values())) == {0}, left
 
 
+# what a launch leaves behind in a plain script
+
+
+def surroundings(folder):
+    """The handlers of signals, the temporary folder's content and the lines of another thread, after a launch that works, one
+    that fails, and one that is interrupted."""
+    import signal
+    import tempfile
+    import threading
+
+    import lora_kit.training
+
+    loss, what = lora_kit.training.diffusion_loss, {}
+
+    def spy(*arguments):
+        if what["kind"] == "fails":
+            raise ValueError("broken on purpose")
+        if what["kind"] == "interrupted" and os.environ["RANK"] == "0":
+            os.kill(os.getppid(), signal.SIGINT)
+        return loss(*arguments)
+
+    lora_kit.training.diffusion_loss = spy
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, lambda number, frame: (_ for _ in ()).throw(KeyboardInterrupt))
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)]
+    done = threading.Event()
+
+    def talk():
+        number = 0
+        while not done.wait(0.01):
+            print(f"line {number}", flush=True)
+            number += 1
+        print(f"{number} lines")
+
+    talker = threading.Thread(target=talk)
+    talker.start()
+    seen = {}
+    for kind in ("works", "fails", "interrupted"):
+        what["kind"] = kind
+        temporary = folder / f"tmp {kind}"
+        temporary.mkdir()
+        tempfile.tempdir = str(temporary)
+        try:
+            launch(config(folder / kind, max_train_steps=10_000 if kind == "interrupted" else 1, lr_warmup_steps=0), 2)
+            ended = "returned"
+        except (LaunchError, KeyboardInterrupt) as error:
+            ended = f"{type(error).__name__}: {error}"
+        now = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)]
+        stays = [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]  # a cache
+        seen[kind] = dict(ended=ended, same=now == before, stays=stays, tempdir=tempfile.tempdir == str(temporary))
+    done.set()
+    talker.join()
+    return seen
+
+
+@CPU_ONLY
+@pytest.mark.slow
+def test_a_launch_leaves_nothing_behind_and_swallows_no_line(tmp_path):
+    done = run_command([__file__, tmp_path, "surroundings"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    ended = {kind: what.pop("ended") for kind, what in seen.items()}
+    assert ended["works"] == "returned"
+    assert ended["fails"].startswith("LaunchError: process") and "broken on purpose" in ended["fails"]
+    assert ended["interrupted"].startswith("KeyboardInterrupt: training was interrupted")
+    assert set(seen) == set(ended)
+    for kind, what in seen.items():
+        assert what == dict(same=True, stays=[], tempdir=True), kind
+    said = done.stdout.splitlines()
+    number = int(said[-1].split()[0])
+    assert number > 10 and [line for line in said if line.startswith("line ")] == [
+        f"line {one}" for one in range(number)
+    ]
+    assert "Launching training" not in done.stdout
+
+
 # a kernel
 
 
@@ -330,6 +406,28 @@ def test_in_a_kernel(kernel, tmp_path):
     assert again.count("before") == 1 and again.rstrip().endswith("2 3")
 
 
+@CPU_ONLY
+@pytest.mark.slow
+def test_variables_that_an_earlier_cell_left_are_no_launcher(tmp_path):
+    """A world of four that nobody else joins would be waited for; one of one would leave its process group in the kernel."""
+    one = Kernel()
+    settings = RUN | {"output_dir": str(tmp_path / "a"), "max_train_steps": 2}
+    try:
+        assert errors(one.run(KERNEL_SETUP.format(settings=settings))) == []
+        left = dict(RANK="0", WORLD_SIZE="4", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+        assert errors(one.run(f"os.environ |= {left}")) == []
+        for call, number in (
+            ("lora_kit.training.train(config, progress=False)", 1), ("launch(config, 1)", 1), ("launch(config, 2)", 2),
+        ):  # fmt: skip
+            outputs = one.run(f"import lora_kit.training\nprint({call}.num_processes)\nprint(os.environ['WORLD_SIZE'])")
+            said = stdout(outputs)
+            assert errors(outputs) == [] and said.split()[-2:] == [str(number), "4"]
+            assert said.count("RANK '0', WORLD_SIZE '4', LOCAL_RANK '0'") == said.count("set aside") == 1
+    finally:
+        one.client.stop_channels()
+        one.manager.shutdown_kernel(now=True)
+
+
 # without any process
 
 
@@ -391,6 +489,6 @@ def test_first_failure_that_is_no_disconnect(tmp_path):
     assert "process 0 failed first" in _explain(RuntimeError(), tmp_path, 1)
 
 
-if __name__ == "__main__":  # the parent of `stages`
-    found = stages(Path(sys.argv[1]))
+if __name__ == "__main__":  # the parent of `stages`, or of `surroundings`
+    found = (surroundings if sys.argv[2:] else stages)(Path(sys.argv[1]))
     Path(sys.argv[1], "seen.json").write_text(json.dumps(found))

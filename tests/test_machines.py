@@ -5,8 +5,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from lora_kit.command_line.texts import launch_lines
 from lora_kit.launch import LaunchError, launch
 from lora_kit.output.lora_file import LORA
 from lora_kit.output.metrics import METRICS
+from lora_kit.system.meeting import meet
 from lora_kit.system.world import free_port
 
 
@@ -97,6 +100,97 @@ def test_an_interrupt_ends_every_process(tmp_path):
     done = running.end()
     assert done.returncode == 130, done.stderr[-2000:]
     assert len(forked) == 2 and not any(map(alive, forked))
+
+
+# the machines meet
+
+
+@CPU_ONLY
+@pytest.mark.parametrize(
+    ("rank", "error"),
+    [
+        (0, "machine 1 of 2 hasn't come to 127.0.0.1:{port}, for 2 s: does launch run there, with machine_rank 1, "),
+        (1, "machine 0 of 2 isn't at 127.0.0.1:{port}, for 2 s: nobody listens there (Connection refused): does launch"),
+    ],
+)  # fmt: skip
+def test_a_machine_that_never_comes_is_named(rank, error, tmp_path):
+    port = free_port()
+    done = program("lora_kit.launch", "--rdzv_timeout", 2, *machine(rank, tmp_path / "run", port, 1))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"lora_kit.launch: {error.format(port=port)}" in done.stderr
+    assert re.search(rf"machine {1 - rank} of 2 .*{port} yet; \d of 2 s$", done.stdout, re.M)
+    assert not (tmp_path / "run").exists()
+
+
+@CPU_ONLY
+@pytest.mark.slow
+@pytest.mark.parametrize("early", [0, 1])
+def test_a_machine_may_come_late(early, alone, tmp_path):
+    folder, port, ranks = tmp_path / "run", free_port(), (early, 1 - early)
+    lines = [["--rdzv_timeout", 20, *machine(rank, folder, port, 1)] for rank in ranks]
+    first = Program("lora_kit.launch", *lines[0])
+    wait_for(lambda: " yet; " in first.said(), first)
+    for done in (program("lora_kit.launch", *lines[1]), first.end()):
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert fingerprint(folder / LORA) == fingerprint(alone[0] / LORA)
+
+
+@CPU_ONLY
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_interrupt_ends_the_wait_at_once(rank, tmp_path):
+    running = Program(
+        "lora_kit.launch", "--rdzv_timeout", 4 * PATIENCE, *machine(rank, tmp_path / "run", 1 + free_port(), 2)
+    )
+    wait_for(lambda: " yet; " in running.said(), running)
+    os.killpg(running.pid, signal.SIGINT)
+    done = running.end()
+    assert (done.returncode, done.stderr) == (
+        130, "lora_kit.launch: interrupted while waiting for the other machines; nothing was started\n",
+    )  # fmt: skip
+
+
+@CPU_ONLY
+def test_a_machine_of_another_run_is_sent_away(tmp_path):
+    folder, port = tmp_path / "run", free_port()
+    first = Program("lora_kit.launch", "--rdzv_timeout", 20, *machine(0, folder, port, 1))
+    for argv, words in (
+        (machine(1, folder, port, 2), "num_processes is 2 there and 1 here"),
+        (["--num_machines", 3, *machine(2, folder, port, 1)[2:]], "machine_rank 2 is none of those still awaited, [1]; num_machines"),
+    ):  # fmt: skip
+        done = program("lora_kit.launch", *argv)
+        assert done.returncode == 1
+        assert f"lora_kit.launch: the first machine sends this one away: {words}" in done.stderr
+        assert f"warning: a machine was sent away: {words}" in first.said()
+    with socket.create_connection(("127.0.0.1", port)) as stranger:  # one that looks for open ports
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert stranger.recv(1) == b""
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.end().returncode == 130
+
+
+def test_three_machines_know_of_each_other(capsys):
+    """The second hears from the first that the third hasn't come, and that it is not going to."""
+    port, seen = free_port(), {}
+
+    def come(rank, limit):
+        try:
+            seen[rank] = meet("localhost", port, 3, rank, 2, limit)
+        except LaunchError as error:
+            seen[rank] = str(error)
+
+    def all_of(limits):
+        threads = [threading.Thread(target=come, args=one) for one in limits.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return seen
+
+    assert all_of({0: 2, 1: 1000})[1].startswith(
+        f"machine 2 of 3 hasn't come to localhost:{port}, for 2 s: does launch run"
+    )
+    assert "machine 2 of 3 hasn't come" in capsys.readouterr().out
+    assert all_of({0: 1000, 1: 1000, 2: 1000}) == {0: None, 1: None, 2: None}
 
 
 # two network namespaces: two machines as far as the network goes

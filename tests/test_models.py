@@ -41,6 +41,20 @@ def test_wrong_path_is_met_before_anything_is_loaded():
         load_pipeline("/no/such/model")
 
 
+@pytest.mark.parametrize("entry", ["scheduler", "_class_name"])
+def test_code_in_a_model_s_folder_is_not_run(entry, tmp_path):
+    """Which diffusers before 0.38 ran, out of any folder whose model_index.json asked for it."""
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    shutil.copytree(EMBEDDED_MODEL, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {entry: ["evil", "Evil"]}))
+    place = folder if entry == "_class_name" else folder / entry
+    (place / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil:\n    pass\n")
+    with pytest.raises(ValueError, match="custom code"):
+        load_pipeline(str(folder))
+    assert not ran.exists()
+
+
 def test_load_models_are_frozen_and_float32():
     models = load_models(config())
     for model in (models.text_encoder, models.vae, models.unet):

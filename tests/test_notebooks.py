@@ -44,6 +44,16 @@ def test_every_cell_was_run_and_none_complained(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_figure_has_words_for_who_cannot_see_it(path):
+    """In italics below it, or in its cell's metadata; the site takes them as its alt."""
+    cells = nbformat.read(path, as_version=4).cells
+    for cell, following in zip(cells, [*cells[1:], None], strict=True):
+        if cell.cell_type == "code" and any("image/png" in data for data in shown(cell)):
+            below = following is not None and re.match(r"\*[^*]+\*", following.source)
+            assert below or len(cell.metadata["mystnb"]["image"]["alt"]) > 50, cell.source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_compared_cell_has_something_to_compare(path):
     """nbval compares nothing where execution_count or outputs are missing, and passes."""
     compared = tagged(path, "nbval-check-output")

@@ -8,10 +8,12 @@ from typing import Any, NoReturn
 from lora_kit.config import FIELDS, TrainingConfig, kind_of
 from lora_kit.script import DEFECTS, SCRIPT
 from lora_kit.system.checks import nearest, shown, whole_number
+from lora_kit.system.meeting import RDZV_TIMEOUT
 from lora_kit.system.secret import Secret
 
 LAUNCH_FLAGS = (
-    "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--print_only",
+    "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--rdzv_timeout",
+    "--print_only",
 )  # fmt: skip
 SHOWN_UNKNOWN = 5  # of a long list of unknown words
 
@@ -84,6 +86,12 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--main_process_ip", default="127.0.0.1", help="Default: 127.0.0.1.")
     parser.add_argument("--main_process_port", type=int, help="Default: a free one, on one machine.")
+    parser.add_argument(
+        "--rdzv_timeout",
+        type=count_flag(1),
+        default=RDZV_TIMEOUT,
+        help=f"Seconds that a machine waits for the others. Default: {RDZV_TIMEOUT}.",
+    )
     parser.add_argument(
         "--print_only", action="store_true", help="Print the lines that do the same, and start nothing."
     )

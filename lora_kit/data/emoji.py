@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from lora_kit.system.checks import checked, whole_number
+from lora_kit.system.checks import checked, whole_number, with_home
 from lora_kit.system.files import remove_unused, write_whole
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ def render(emoji: str, style: str = "twemoji", size: int = 64) -> "Picture | Non
 
 
 def cache_dir() -> Path:
-    """Where rendered pictures and encodings are kept: $LORA_KIT_CACHE, else ~/.cache/lora_kit."""
-    return Path(os.environ.get("LORA_KIT_CACHE") or Path.home() / ".cache" / "lora_kit")
+    """Where rendered pictures and encodings are kept: $LORA_KIT_CACHE, else ~/.cache/lora_kit. ValueError without a home."""
+    return Path(with_home("LORA_KIT_CACHE", os.environ.get("LORA_KIT_CACHE") or "~/.cache/lora_kit"))
 
 
 def _in_split(emoji, split):

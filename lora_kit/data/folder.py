@@ -26,10 +26,10 @@ def local_folder(config: TrainingConfig) -> Path | None:
         return None
     field = "dataset_name" if named_data_set(config) else "train_data_dir"
     value = getattr(config, field)
-    folder = Path(value).expanduser()
+    folder = Path(value)
     if folder.is_dir():
         return folder.resolve()
-    if field == "train_data_dir" or str(value).startswith(("/", ".", "~")):
+    if field == "train_data_dir" or str(value).startswith(("/", ".")):
         raise FileNotFoundError(f"{field} {value!r} is {'not a folder' if folder.exists() else 'not there'}")
     return None
 

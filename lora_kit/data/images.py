@@ -12,7 +12,7 @@ from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import count_style, load_style
 from lora_kit.data.folder import check_caption, check_folder, check_pictures, local_folder, named_data_set
 from lora_kit.data.pictures import as_seen_in_rgb
-from lora_kit.system.checks import did_you_mean
+from lora_kit.system.checks import did_you_mean, with_home
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -93,6 +93,7 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
     files = check_folder(folder, described=not by_name) if folder else []
     import datasets
 
+    with_home("HF_HOME", str(config.cache_dir or datasets.config.HF_DATASETS_CACHE))
     if by_name:
         source = str(folder or config.dataset_name)
         options = {"name": config.dataset_config_name, "data_dir": config.train_data_dir}

@@ -167,6 +167,7 @@ def _knob(name):
         look = dict(min=low, max=high, readout=False, layout=SLIDER)
         if isinstance(low, int):
             return labelled(ipywidgets.IntSlider, name, text, **look)
+        look["readout_format"] = ".6g"  # not shown, but read out: two digits would make 1.00 of a beta
         return labelled(ipywidgets.FloatSlider, name, text, **look, step=NOTCHES[name])
     if name in ("num_examples", "max_train_steps"):
         return labelled(ipywidgets.IntText, name, text, value=1)

@@ -21,7 +21,7 @@ from lora_kit.explorer.panels import (
 from lora_kit.explorer.presets import PRESETS
 from lora_kit.explorer.runs import Runs
 from lora_kit.explorer.state import REFUSED, State
-from lora_kit.explorer.widgets import BUTTON, COLUMN, NARROW_LABEL, ROW, STYLE_SHEET, Quiet, heading, labelled
+from lora_kit.explorer.widgets import BUTTON, COLUMN, NARROW_LABEL, ROW, STYLE_SHEET, Quiet, heading, labelled, show
 from lora_kit.steps import AXES
 from lora_kit.system.html import page
 from lora_kit.trainers.known import TRAINERS
@@ -64,9 +64,7 @@ class Explorer:
         self.draw()
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self.box)
+        show(self.box)
 
     @property
     def summary(self) -> dict:

@@ -21,6 +21,7 @@ from lora_kit.evaluation import draw, fixed_inputs, fixed_loss
 from lora_kit.explorer.trial_settings import SIDE, trial_config
 from lora_kit.explorer.trials import EVENTS
 from lora_kit.system.imports import collecting_later, quiet_imports, without_bitsandbytes
+from lora_kit.system.world import no_launcher
 
 DRAWING_STEPS = 8  # with 20 the pictures are hardly better
 
@@ -55,7 +56,7 @@ def main(path: str) -> None:
     threading.Thread(target=_end_with, args=(plan["parent"],), daemon=True).start()
     quiet_imports()
     needed = any(trial.get("use_8bit_adam") for trial in plan["trials"])
-    with collecting_later() as collect, contextlib.nullcontext() if needed else without_bitsandbytes():
+    with no_launcher(), collecting_later() as collect, contextlib.nullcontext() if needed else without_bitsandbytes():
         for settings in plan["trials"]:
             folder = Path(settings["output_dir"])
             folder.mkdir()

@@ -5,14 +5,23 @@ from collections.abc import Callable
 from typing import Any
 
 from lora_kit.system.html import page
+from lora_kit.system.looks import COLOURS
 
 ROW = {"width": "calc(100% - 4px)", "max_width": "34em"}
 COLUMN = {"flex": "1 1 28em", "min_width": "0", "max_width": "680px", "padding": "0 14px 0 0"}
 BUTTON = {"width": "auto", "align_self": "flex-start"}
 NARROW_LABEL = {"description_width": "initial"}
+# a curve takes a quarter of the text's colour, so that it stands out on light and dark pages
+LINES = "".join(
+    f".lora-kit svg [{part}='{colour}'] {{{part}: color-mix(in srgb, {colour} 75%, currentColor)}}\n"
+    for colour in COLOURS
+    for part in ("stroke", "fill")
+)
 # where the page is narrow tables are broken; where it is as narrow as a phone, a knob's name stands above it, and the pictures'
 # texts are larger
-STYLE_SHEET = """<style>
+STYLE_SHEET = (
+    f"<style>\n{LINES}"
+    + """
 .lora-kit {container-type: inline-size}
 .lora-kit-above {flex-wrap: wrap}
 .lora-kit-above > .widget-label {width: 100% !important; text-align: left}
@@ -27,6 +36,31 @@ STYLE_SHEET = """<style>
   .lora-kit svg[role=img] {font-size: 14px}
 }
 </style>"""
+)
+# ipywidgets gives the handle of a slider no name, and reads an exponent out where the slider is logarithmic: each handle takes
+# the name beside it, and the number that the slider would show
+SLIDERS_SAID = """(() => {
+if (window.loraKitSlidersSaid) return;
+window.loraKitSlidersSaid = true;
+let due = false;
+const set = (one, name, value) => one.getAttribute(name) === value || one.setAttribute(name, value);
+const say = () => {
+  due = false;
+  for (const slider of document.querySelectorAll(".lora-kit .widget-slider, .lora-kit .widget-hslider")) {
+    const handle = slider.querySelector(".noUi-handle, .ui-slider-handle"), readout = slider.querySelector(".widget-readout");
+    if (!handle || !readout) continue;
+    const text = readout.textContent, number = Number(text.replace(/[^0-9.e+-]/g, ""));
+    set(handle, "role", "slider");
+    set(handle, "aria-label", slider.querySelector(".widget-label").textContent);
+    set(handle, "aria-valuetext", Number.isFinite(number) ? String(number) : text);
+  }
+};
+const later = () => { if (!due) { due = true; requestAnimationFrame(say); } };
+new MutationObserver(later).observe(document.body, {
+  subtree: true, childList: true, characterData: true, attributeFilter: ["aria-valuetext", "aria-valuenow", "style"]
+});
+later();
+})()"""
 
 
 class Quiet:
@@ -64,6 +98,13 @@ def labelled(make: Callable[..., Any], name: str, text: str, **look: Any) -> Any
     widget = make(**look)
     setattr(widget, "description_tooltip" if widget.has_trait("description_tooltip") else "tooltip", text)
     return widget
+
+
+def show(box: Any) -> None:
+    """Display the page that a widget holds, and let its sliders be heard."""
+    from IPython.display import Javascript, display
+
+    display(box, Javascript(SLIDERS_SAID))
 
 
 def heading(text: str) -> Any:

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
+from lora_kit.system.checks import shown
 from lora_kit.system.files import NotWritten, free_bytes, in_bytes, put_in_place, reason, sync
 
 MANIFEST, FORMAT = "checkpoint.json", 1
+FACTS = {  # what a record must have, and of which kind
+    "files": dict, "config": dict, "update": int, "num_processes": int, "num_examples": int, "next_learning_rate": int | float,
+}  # fmt: skip
 NAME = re.compile("checkpoint-[1-9][0-9]*")
 
 
@@ -57,14 +61,18 @@ def read(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     try:
         record = json.loads((folder / MANIFEST).read_text())
-        files = record["files"]
         if record["format"] != FORMAT:
             raise ValueError(f"{folder} is a checkpoint of format {record['format']!r}; this version reads {FORMAT}")
     except FileNotFoundError:
         raise ValueError(f"{folder} has no {MANIFEST}, which is written last: it was not finished") from None
     except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / MANIFEST} can't be read: {type(error).__name__} {error}") from None
-    for name, digest in files.items():
+    for name, kind in FACTS.items():
+        if not isinstance(record.get(name), kind) or isinstance(record[name], bool):
+            raise ValueError(
+                f"{folder / MANIFEST} has {name} {shown(record.get(name))}: it is damaged, or another program's"
+            )
+    for name, digest in record["files"].items():
         path = folder / name
         if not path.is_file():
             raise ValueError(f"{path} is missing")

@@ -30,7 +30,7 @@ def place_problem(config: TrainingConfig) -> str | None:
     """Why output_dir is no good place: inside the folder of the pictures, what a run draws would be trained on by the next."""
     if config.train_data_dir is None:
         return None
-    output, pictures = (Path(name).expanduser().resolve() for name in (config.output_dir, config.train_data_dir))
+    output, pictures = (Path(name).resolve() for name in (config.output_dir, config.train_data_dir))
     if output == pictures or pictures in output.parents:
         return (
             f"output_dir {config.output_dir!r} lies inside train_data_dir {config.train_data_dir!r}: a validation picture would be "

@@ -39,6 +39,7 @@ FREE = (
     "output_dir", "cache_dir", "logging_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit",
     "resume_from_checkpoint", "validation_prompt", "num_validation_images", "validation_epochs", "push_to_hub",
     "hub_token", "hub_model_id", "dataloader_num_workers", "no_cache", "variant", "allow_nan",
+    "ddp_timeout",
 )  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def find_checkpoint(output_dir: Path, wanted: str | None) -> tuple[Path | None, 
         if folder is None:
             said = [f"resume_from_checkpoint 'latest' finds no checkpoint in {output_dir}: the run starts anew"]
         return folder, record, said
-    path = Path(wanted).expanduser()
+    path = Path(wanted)
     elsewhere = len(path.parts) > 1 and path.resolve().parent != output_dir.resolve()
     path = path if elsewhere else output_dir / path.name
     if path not in checkpoints(path.parent):
@@ -76,7 +77,14 @@ def find_checkpoint(output_dir: Path, wanted: str | None) -> tuple[Path | None, 
 
 def restore(folder: Path, accelerator: Any, optimizer: Any, lr_scheduler: Any, config: TrainingConfig) -> None:
     """Everything as it was when the checkpoint was written, but the optimizer's settings, which are this configuration's."""
-    accelerator.load_state(folder)
+    try:
+        accelerator.load_state(folder)
+    except Exception as error:  # of each library its own, which name no file
+        reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}"
+        raise ValueError(
+            f"{_unreadable(folder)} can't be loaded: {reason}; resume from an older "
+            "checkpoint, or leave resume_from_checkpoint out to start anew"
+        ) from error
     if not config.behaviour.applies_new_settings:
         return
     schedule, peak = lr_scheduler.scheduler, config.peak_learning_rate(accelerator.num_processes)
@@ -85,6 +93,18 @@ def restore(folder: Path, accelerator: Any, optimizer: Any, lr_scheduler: Any, c
         group["initial_lr"], group["lr"] = peak, peak * factor(schedule.last_epoch)
         group["betas"], group["eps"] = (config.adam_beta1, config.adam_beta2), config.adam_epsilon
         group["weight_decay"] = config.adam_weight_decay
+
+
+def _unreadable(folder):
+    """The file of a checkpoint that torch can't read, or the folder where each by itself can be read."""
+    import torch
+
+    for path in sorted(folder.glob("*.bin")):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:
+            return path
+    return folder
 
 
 def check_resumed(
@@ -121,8 +141,8 @@ def compare(record: dict[str, Any], config: TrainingConfig, steps: Steps) -> tup
     for name, reason in FIXED.items():
         if name == "seed" and now["seed"] is None:
             continue  # taken from the run that is resumed
-        if changed(name) and name in MOVABLE and Path(str(now[name])).expanduser().is_dir():
-            if Path(str(before.get(name))).expanduser().resolve() != Path(now[name]).expanduser().resolve():
+        if changed(name) and name in MOVABLE and Path(str(now[name])).is_dir():
+            if Path(str(before.get(name))).resolve() != Path(now[name]).resolve():
                 changes.append(f"{name} was {before.get(name)!r} and is {now[name]!r}, which is taken for the same")
         elif changed(name):
             refusals.append(f"{name} was {before.get(name)!r} and is {now[name]!r}: {reason}")

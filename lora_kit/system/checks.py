@@ -3,6 +3,7 @@
 import difflib
 import math
 import numbers
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -72,10 +73,11 @@ def checked(
     above: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
+    path: bool = False,
 ) -> Any:
     """`value` as its kind (bool, int, float, tuple of texts, str, Secret), if it is within its bounds.
 
-    optional: None is allowed. low <= value, above < value, value < below. Raises ValueError.
+    optional: None is allowed. low <= value, above < value, value < below. path: `~` becomes the home folder. Raises ValueError.
     """
     if value is None:
         if optional:
@@ -94,6 +96,8 @@ def checked(
     right, words = wanted[kind]
     if not right:
         raise ValueError(f"{name} {shown(value)} is not {words}")
+    for text in value if kind is tuple else [str(value)] if kind in (str, Secret) else []:
+        check_text(name, text, HIDDEN if kind is Secret else shown(text))
     if choices and value not in choices:
         hint = did_you_mean(value, choices)
         raise ValueError(
@@ -107,4 +111,22 @@ def checked(
         if bound is not None and broken():
             raise ValueError(f"{name} {shown(value)} must be {words} {bound if is_whole(bound) else f'{bound:g}'}")
     check_count(name, value)
-    return kind(value)
+    return with_home(name, kind(value)) if path else kind(value)
+
+
+def check_text(name: str, text: str, quoted: str) -> None:
+    """ValueError for what no file and no page can hold: bytes of a command line that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} {quoted} is not in UTF-8, which files and logs are: give it a plainer name") from None
+
+
+def with_home(name: str, path: str) -> str:
+    """A path with the home folder in place of a leading `~`. Raises ValueError where there is none."""
+    expanded = os.path.expanduser(path)
+    if expanded == path and (path == "~" or path.startswith("~/")):
+        raise ValueError(
+            f"{name} {shown(path)}: this user has no home folder; set HOME, or give {name} a path without ~"
+        )
+    return expanded

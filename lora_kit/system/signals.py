@@ -1,13 +1,16 @@
 """Ctrl-C and SIGTERM while a run trains: the update ends, and what was learned is kept."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 HEARD = (signal.SIGINT, signal.SIGTERM)
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")  # Windows has only the first two
 LAST_SECONDS = 30  # that a process which loads pictures is there for the end of an update
 ECHO = 1.0  # seconds: a terminal's Ctrl-C reaches a process and its launcher, which then passes it on
 
@@ -36,8 +39,7 @@ class StopSignals:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+        _put_back(self._before)
 
     def hold(self, holds: bool = True) -> None:
         """From here on the first signal waits until somebody looks at `number`; with False none waits any more."""
@@ -57,6 +59,25 @@ class StopSignals:
 
         numbers = accelerator.gather(torch.tensor([self.number], device=accelerator.device))
         return int(numbers.max())
+
+
+def _put_back(handlers):
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+
+
+@contextlib.contextmanager
+def kept_handlers() -> Iterator[None]:
+    """A block that may set handlers of the signals that ask a process to end: those that were there come back."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows none there
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        _put_back(before)
 
 
 def outlive(worker: int) -> None:

@@ -1,9 +1,10 @@
 """What a run changes outside itself, put back as it was."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
+
+from lora_kit.system.world import launched, no_launcher
 
 
 @contextlib.contextmanager
@@ -11,13 +12,14 @@ def own_accelerate_state() -> Iterator[None]:
     """A block that begins without accelerate's state and leaves none, unless a launcher set up the process."""
     from accelerate.state import AcceleratorState
 
-    launched = "WORLD_SIZE" in os.environ
-    if not launched:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    try:
+    if launched():
         yield
-    finally:
-        if not launched:
+        return
+    with no_launcher():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        try:
+            yield
+        finally:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -3,10 +3,36 @@
 import contextlib
 import errno
 import gc
+import os
 import random
 import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+LAUNCHER_SETS = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "MASTER_ADDR",
+    "MASTER_PORT",
+)  # fmt: skip
+
+
+def launched() -> bool:
+    """Whether a launcher set up this process. In a notebook only one that forked it did: variables alone are left over there."""
+    return "WORLD_SIZE" in os.environ and ("ipykernel" not in sys.modules or "TORCHELASTIC_RUN_ID" in os.environ)
+
+
+@contextlib.contextmanager
+def no_launcher() -> Iterator[None]:
+    """A block without what a launcher would have set, such as WORLD_SIZE; says what it sets aside and puts it back."""
+    aside = {name: os.environ.pop(name) for name in LAUNCHER_SETS if name in os.environ}
+    if aside:
+        named = ", ".join(f"{name} {value!r}" for name, value in aside.items())
+        print(f"warning: {named} in the environment: set aside, since no launcher started this process")
+    try:
+        yield
+    finally:
+        os.environ.update(aside)
 
 
 def free_port() -> int:

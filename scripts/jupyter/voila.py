@@ -1,3 +1,30 @@
-"""What voila reads: the same as Jupyter's server."""
+"""What voila reads: the same as Jupyter's server, and who may see the page.
+
+As it comes voila gives each GET a kernel of its own, whoever asks, and keeps it. Any web page that the reader opens could
+ask for some thousands. Here a request needs the token of the address that is opened, and an address of this machine as
+its Host; a kernel whose page is gone ends.
+"""
+
+import webbrowser
+
+from voila.app import Voila
 
 load_subconfig("jupyter_server_config.py")  # noqa: F821 - jupyter gives it
+
+c = get_config()  # noqa: F821 - jupyter gives it
+c.Voila.auto_token = True
+c.Voila.tornado_settings = {"allow_remote_access": False}
+c.IdentityProvider.cookie_options = {"samesite": "Strict"}  # other pages' requests come without it
+c.MappingKernelManager.cull_idle_timeout = 120  # seconds; cull_connected stays off, so that what is looked at lives
+c.MappingKernelManager.cull_interval = 30
+
+
+def launch_browser(self):
+    """Open the address with its token, which voila's own way leaves out."""
+    try:
+        webbrowser.get(self.browser or None).open(self.display_url)
+    except webbrowser.Error as error:
+        self.log.warning("No web browser found: %s.", error)
+
+
+Voila.launch_browser = launch_browser

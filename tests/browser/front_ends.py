@@ -40,10 +40,10 @@ SHOWN = 180_000  # milliseconds
 
 
 class FrontEnd:
-    """A running front end: `name`, `url`, and the `folder` whose notebooks it shows."""
+    """A running front end: `name`, `url`, the `folder` whose notebooks it shows, its `process` and its `log`."""
 
-    def __init__(self, name, url, folder):
-        self.name, self.url, self.folder = name, url, folder
+    def __init__(self, name, url, folder, process, log):
+        self.name, self.url, self.folder, self.process, self.log = name, url, folder, process, log
         self._numbers = itertools.count()
 
     def visit(self, page, code=EXPLORER):
@@ -118,9 +118,10 @@ def _answers(url):
 
 
 @contextlib.contextmanager
-def serving(name, folder, settings=AS_MAKE):
+def serving(name, folder, settings=AS_MAKE, flags=None):
     """The front end "jupyterlab", "voila" or "widgets7", as long as the block runs. `folder`: for all that it writes;
-    `settings`: environment variables, {} for a server as it comes."""
+    `settings`: environment variables, {} for a server as it comes. `flags`: of its command line; left out, those that let
+    everybody in."""
     notebooks, log = folder / "notebooks", folder / "server.log"
     notebooks.mkdir(parents=True)
     places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR")
@@ -128,11 +129,13 @@ def serving(name, folder, settings=AS_MAKE):
     no_news = folder / "jupyterlab_settings_dir" / "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     no_news.parent.mkdir(parents=True)
     no_news.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # or JupyterLab asks, over the page
+    if flags is None:
+        flags = ["--Voila.token="] if name == "voila" else []
     if name == "widgets7":
         settings = {}  # its server is too old for them
     with log.open("w") as out:
         process = subprocess.Popen(
-            _command(name, notebooks, free_port()),
+            [*_command(name, notebooks, free_port()), *flags],
             env={**os.environ, **places, **settings, "PYTHONPATH": str(ROOT)},
             cwd=notebooks,
             stdout=out,
@@ -140,7 +143,7 @@ def serving(name, folder, settings=AS_MAKE):
             start_new_session=True,
         )
     try:
-        yield FrontEnd(name, _started(process, log, name), notebooks)
+        yield FrontEnd(name, _started(process, log, name), notebooks, process, log)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -275,7 +275,7 @@ def themed(front_end, page, dark):
 
 
 CONTRASTS = """() => {
-    const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+    const numbers = colour => colour.match(/[\\d.]+/g).map(v => colour.startsWith("color(") ? 255 * v : Number(v));
     const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255).map(
         v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4
     ).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
@@ -286,13 +286,18 @@ CONTRASTS = """() => {
         }
         return [255, 255, 255];
     };
-    return [...document.querySelectorAll(".widget-html-content *")].filter(
-        one => !one.matches("title, desc, style") && [...one.childNodes].some(node => node.nodeType === 3 && node.data.trim())
-    ).map(one => {
-        const style = getComputedStyle(one);
-        const text = luminance(numbers(one instanceof SVGElement ? style.fill : style.color)), ground = luminance(behind(one));
+    const contrast = (one, colour) => {
+        const text = luminance(numbers(colour)), ground = luminance(behind(one));
         return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
-    });
+    };
+    const lines = [...document.querySelectorAll("svg[role=img] polyline")];
+    const texts = [...document.querySelectorAll(".widget-html-content *")].filter(
+        one => !one.matches("title, desc, style") && [...one.childNodes].some(node => node.nodeType === 3 && node.data.trim())
+    );
+    return [
+        texts.map(one => contrast(one, getComputedStyle(one)[one instanceof SVGElement ? "fill" : "color"])),
+        lines.map(one => contrast(one, getComputedStyle(one).stroke)),
+    ];
 }"""
 
 
@@ -301,10 +306,29 @@ def test_readable_in_light_and_dark(front_end, page, dark):
     if dark and front_end.name == "widgets7":
         pytest.skip("the voila of that time has no dark theme of its own")
     themed(front_end, page, dark)
-    contrasts = page.evaluate(CONTRASTS)
-    assert len(contrasts) > 50 and min(contrasts) >= 4.5
+    texts, lines = page.evaluate(CONTRASTS)
+    assert len(texts) > 50 and min(texts) >= 4.5
+    assert lines and min(lines) >= 4
     name = f"{front_end.name}-{'dark' if dark else 'light'}.png"
     page.screenshot(path=front_ends.KEPT / name, full_page=True)
+
+
+SLIDERS = """() => [...document.querySelectorAll(".lora-kit [role=slider]")].map(
+    one => [one.getAttribute("aria-label"), one.getAttribute("aria-valuetext")]
+)"""
+
+
+def test_who_hears_the_page_hears_the_names_and_the_numbers_of_its_sliders(front_end, page):
+    front_end.show(page)
+    page.wait_for_function(f"({SLIDERS})().length >= 15 && ({SLIDERS})().every(([name]) => name)")
+    said = dict(page.evaluate(SLIDERS))
+    assert len(said) == page.locator(".lora-kit .widget-slider, .lora-kit .widget-hslider").count()
+    assert (said["learning_rate"], said["rank"], said["adam_beta2"]) == ("0.001", "4", "0.999")
+    handle = page.get_by_role("slider", name="learning_rate")
+    handle.focus()
+    for _ in range(20):
+        handle.press("ArrowLeft")  # by notches of a twentieth of a power of ten
+    expect(handle).to_have_attribute("aria-valuetext", "0.0001")
 
 
 def run_of(page, steps, updates):

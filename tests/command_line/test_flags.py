@@ -108,16 +108,17 @@ def test_an_error_quotes_no_more_than_can_be_read(capsys):
 
 def test_a_launch_s_own_flags_and_the_run_s():
     own = "--num_processes 3 --num_machines 2 --machine_rank 1 --main_process_ip 10.0.0.1 --main_process_port 29501"
+    own += " --rdzv_timeout 30"
     options, config = parse_launch_args([*own.split(), *RUN, "--print_only"])
     assert vars(options) == dict(
         num_processes=3, num_machines=2, machine_rank=1, main_process_ip="10.0.0.1", main_process_port=29501,
-        print_only=True,
+        rdzv_timeout=30, print_only=True,
     )  # fmt: skip
     assert config == TrainingConfig(style="outlined", learning_rate=1e-3)
     options, _ = parse_launch_args(RUN)
     assert vars(options) == dict(
         num_processes=None, num_machines=1, machine_rank=0, main_process_ip="127.0.0.1", main_process_port=None,
-        print_only=False,
+        rdzv_timeout=120, print_only=False,
     )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def test_output_folders(tmp_path):
     assert sorted(path.name for path in other.iterdir()) == ["checkpoint-3", "metrics.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["a\0b", "a" * 300, "\udc80", "new"], ids=["null", "long", "surrogate", "free"])
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300, "new"], ids=["null", "long", "free"])
 def test_a_name_that_the_disk_does_not_take_is_an_error(name):
     (finding,) = findings_of("output folder", SOUND | dict(output_dir=name))
     assert (finding.status == ERROR) == _refused(name)

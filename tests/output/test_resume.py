@@ -236,6 +236,17 @@ def test_other_changes_are_said_and_applied(once, pictures, tmp_path, capsys):
 # broken checkpoints
 
 
+RECORDS = {  # what checkpoint.json says instead
+    "other format": lambda record: record | {"format": 99},
+    "a list": lambda record: [record],
+    "files a list": lambda record: record | {"files": ["optimizer.bin"]},
+    "no settings": lambda record: {name: value for name, value in record.items() if name != "config"},
+    "update a text": lambda record: record | {"update": "5"},
+    "no rate": lambda record: record | {"next_learning_rate": None},
+    "processes true": lambda record: record | {"num_processes": True},
+}
+
+
 def damage(folder, kind):
     if kind == "unfinished":
         (folder / MANIFEST).unlink()
@@ -252,9 +263,9 @@ def damage(folder, kind):
     elif kind == "record cut":
         path = folder / MANIFEST
         path.write_text(path.read_text()[:50])
-    elif kind == "other format":
+    elif kind in RECORDS:
         path = folder / MANIFEST
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+        path.write_text(json.dumps(RECORDS[kind](json.loads(path.read_text()))))
 
 
 KINDS_OF_DAMAGE = {
@@ -264,6 +275,12 @@ KINDS_OF_DAMAGE = {
     "a file gone": "random_states_0.pkl is missing",
     "record cut": "can't be read",
     "other format": "format 99",
+    "a list": "checkpoint.json can't be read",
+    "files a list": "checkpoint.json has files ['optimizer.bin']",
+    "no settings": "checkpoint.json has config None: it is damaged",
+    "update a text": "checkpoint.json has update '5'",
+    "no rate": "checkpoint.json has next_learning_rate None",
+    "processes true": "checkpoint.json has num_processes True",
 }
 
 
@@ -333,7 +350,9 @@ def test_no_pickle_is_run_from_a_checkpoint(once, pictures, tmp_path):
     made = replace(config(stopped, pictures, center_crop=True), resume_from_checkpoint="latest")
     about = {name: record[name] for name in ("update", "num_processes", "num_examples", "next_learning_rate")}
     seal(folder, made, **about)
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint-3/optimizer.bin can't be loaded: .*[Ww]eights.*; resume from an older"
+    ):
         train(made, progress=False)
     assert not witness.exists()
 

@@ -1,5 +1,7 @@
+import os
 import random
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from lora_kit.system.state import tf32, undisturbed
-from lora_kit.system.world import free_port, prove_world
+from lora_kit.system.world import LAUNCHER_SETS, free_port, launched, no_launcher, prove_world
 
 
 def test_a_free_port_is_free_and_the_system_gives_it_to_nobody():
@@ -59,3 +61,29 @@ def test_what_looks_at_a_run_disturbs_nothing():
         model.eval()
         torch.rand(7)
     assert model.training and torch.equal(torch.rand(1), expected)
+
+
+def test_what_a_launcher_would_set_is_set_aside_and_comes_back(monkeypatch, capsys):
+    for name in LAUNCHER_SETS:
+        monkeypatch.delenv(name, raising=False)
+    with no_launcher():
+        pass
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    before = dict(os.environ)
+    with no_launcher():
+        assert not {"RANK", "WORLD_SIZE"} & os.environ.keys()
+    assert dict(os.environ) == before
+    assert "RANK '3', WORLD_SIZE '4' in the environment: set aside" in capsys.readouterr().out
+
+
+def test_in_a_notebook_variables_alone_are_no_launcher(monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert launched()
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert not launched()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert launched()

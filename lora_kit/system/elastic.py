@@ -1,0 +1,105 @@
+"""torch's elastic launcher, which accelerate's notebook_launcher uses: what it would leave behind, and what that one leaves out."""
+
+import contextlib
+import logging
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lora_kit.system.signals import kept_handlers
+
+OURS = ("result.json", "error-*.json", "pytorch-errorfile-*", "torchelastic_*")  # files of a launch, and torch's of it
+LOGGERS = (
+    "torch.distributed.elastic",
+    "torch.multiprocessing.spawn",
+)  # 25 lines on who failed last, and one on each other
+
+
+class _OtherThreads:
+    """A stream that drops what the thread that made it writes, and passes on what others do."""
+
+    def __init__(self, stream):
+        self._stream, self._deaf = stream, threading.get_ident()
+
+    def write(self, text):
+        return len(text) if threading.get_ident() == self._deaf else self._stream.write(text)
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def nothing_printed() -> Iterator[None]:
+    """A block in which this thread prints nothing; what other threads print comes through."""
+    with contextlib.redirect_stdout(_OtherThreads(sys.stdout)):
+        yield
+
+
+@contextlib.contextmanager
+def elastic_launcher() -> Iterator[None]:
+    """A block that may start elastic's processes: its log is silent, and signal handlers come back as they were."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with kept_handlers():
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def launch_folder() -> Iterator[Path]:
+    """A new folder for what processes report, in which torch's temporary files go too; gone after the block.
+
+    Temporary files that another thread makes meanwhile stay in it.
+    """
+    before, folder = tempfile.gettempdir(), Path(tempfile.mkdtemp(prefix="lora_kit-"))
+    tempfile.tempdir = str(folder)
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = before
+        for path in (path for pattern in OURS for path in folder.glob(pattern)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def start_one(
+    worker: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    address: str,
+    port: int,
+    machines: int,
+    rank: int,
+    limit: int,
+) -> None:
+    """One process of this machine in a world of several machines, where notebook_launcher would forget the others.
+
+    limit: seconds for the machines to meet.
+    """
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.numa.binding import AffinityMode, NumaOptions
+
+    config = LaunchConfig(
+        min_nodes=machines,
+        max_nodes=machines,
+        nproc_per_node=1,
+        run_id="none",
+        rdzv_backend="static",
+        rdzv_endpoint=f"{address}:{port}",
+        rdzv_configs={"rank": rank, "timeout": limit},
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="fork",
+        numa_options=NumaOptions(AffinityMode.NODE),
+    )
+    config.numa_options = None  # None above would have torch start CUDA to ask for GPUs: see available_devices
+    elastic_launch(config, worker)(*arguments)

@@ -1,0 +1,188 @@
+"""The machines of one run meet before anything is started: who is missing is said, and the wait ends.
+
+The first machine listens at the port where their processes will meet afterwards, and the others come to it. All is polled
+in Python, so that Ctrl-C ends it at once; torch's own rendezvous waits in C++, in silence.
+"""
+
+import contextlib
+import json
+import select
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lora_kit.system.kernel import LaunchError, PortTaken
+
+RDZV_TIMEOUT = 120  # seconds that a machine waits for the others, unless told otherwise
+POLL = 0.2  # seconds
+FIRST, TELL = 2, 10  # seconds until the first sentence on who is missing, and between two
+LONGEST = 4096  # characters of what one machine tells another
+
+
+class _Wait:
+    """Says every so often whom a machine waits for, and raises LaunchError at the end of its time."""
+
+    def __init__(self, limit):
+        self.limit, self.began = limit, time.monotonic()
+        self.next, self.every = min(FIRST, limit / 4), min(TELL, limit / 4)
+
+    def goes_on(self, missing, cure):
+        """missing: what is not there, as the beginning of a sentence. cure: what may be wrong. True where it was said."""
+        seconds = time.monotonic() - self.began
+        if seconds >= self.limit:
+            raise LaunchError(f"{missing}, for {self.limit} s: {cure}")
+        if seconds < self.next:
+            return False
+        self.next += self.every
+        print(f"{missing} yet; {seconds:.0f} of {self.limit} s", flush=True)
+        return True
+
+
+def meet(address: str, port: int, num_machines: int, machine_rank: int, num_processes: int, limit: int) -> None:
+    """Return when all machines of a run are there, each with a machine_rank of its own and the same other numbers.
+
+    address: the first machine's. limit: seconds. Raises LaunchError that names who is missing and what may be wrong,
+    PortTaken where the first machine can't listen, and KeyboardInterrupt at once.
+    """
+    own = dict(machine_rank=machine_rank, num_machines=num_machines, num_processes=num_processes)
+    wait, place = _Wait(limit), f"{f'[{address}]' if ':' in address else address}:{port}"
+    try:
+        _gather(own, port, place, wait) if machine_rank == 0 else _join(own, (address, port), place, wait)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted while waiting for the other machines; nothing was started") from None
+
+
+def _gather(own, port, place, wait):
+    """The first machine's part: listen until all others have come, and only then tell them to go."""
+    total, there = own["num_machines"], {}
+    with contextlib.ExitStack() as stack:
+        with _listener(port) as listener:
+            while missing := [rank for rank in range(1, total) if rank not in there]:
+                who = f"{_named(missing, total)} come to {place}"
+                cure = (
+                    f"does launch run there, with machine_rank {missing[0]}, main_process_ip and port of {place}? Is that "
+                    f"an address of this machine which the others can reach, and does no firewall close port {port}?"
+                )
+                try:
+                    said = wait.goes_on(who, cure)
+                except LaunchError as error:
+                    _tell(there.values(), error=str(error))
+                    raise
+                if said:
+                    _tell(there.values(), missing=who)
+                ready = select.select([listener, *there.values()], [], [], POLL)[0]
+                gone = [rank for rank, connection in there.items() if connection in ready and not _hear(connection)]
+                for rank in gone:
+                    there.pop(rank).close()
+                if listener in ready:
+                    connection = stack.enter_context(listener.accept()[0])
+                    rank = _received(connection, own, there)
+                    if rank is not None:
+                        there[rank] = connection
+        _tell(there.values(), go=True)  # the port is free again
+
+
+def _listener(port):
+    """A socket that listens at a port of every address of this machine, of IPv6 too where there is that."""
+    for options in ({"family": socket.AF_INET6, "dualstack_ipv6": True}, {}):
+        try:
+            return socket.create_server(("", port), **options)
+        except (OSError, ValueError) as error:
+            problem = error
+    raise PortTaken(f"port {port} is in use ({problem}): choose another, on all machines") from None
+
+
+def _received(connection, own, there):
+    """The machine_rank of who has come, if it is one of this run; else it is told why not, or isn't one of ours."""
+    connection.settimeout(1)
+    other = _hear(connection)
+    if not other or other.keys() != own.keys():
+        connection.close()  # whatever looks for open ports
+        return None
+    rank = other["machine_rank"]
+    free = [number for number in range(1, own["num_machines"]) if number not in there]
+    problems = [] if rank in free else [f"machine_rank {rank!r} is none of those still awaited, {free}"]
+    problems += [
+        f"{name} is {other[name]!r} there and {own[name]!r} here"
+        for name in ("num_machines", "num_processes")
+        if other[name] != own[name]
+    ]
+    if not problems:
+        return rank
+    print(f"warning: a machine was sent away: {'; '.join(problems)}", flush=True)
+    _tell([connection], error=f"the first machine sends this one away: {'; '.join(problems)}")
+    connection.close()
+    return None
+
+
+def _join(own, place_of_first, place, wait):
+    """Another machine's part: come to the first one until it says go."""
+    who, cure = f"machine 0 of {own['num_machines']} isn't at {place}", ""
+    while True:
+        try:
+            with socket.create_connection(place_of_first, timeout=1) as connection:
+                _tell([connection], **own)
+                missing = who
+                for told in _heard(connection):
+                    if told.get("go"):
+                        return
+                    if "error" in told:
+                        raise LaunchError(told["error"])
+                    missing = told.get("missing", missing)
+                    wait.goes_on(missing, "machine 0 still waits for it")
+                cure = "what answers there is no launch with machine_rank 0, or it has ended"
+        except OSError as error:
+            cure = _why(error)
+        wait.goes_on(who, f"{cure}. Give every machine the same main_process_ip and port")
+        time.sleep(POLL)
+
+
+def _why(error):
+    """What may be wrong where the first machine can't be reached."""
+    reason = error.strerror or str(error)
+    if isinstance(error, socket.gaierror):
+        return f"its name isn't known here ({reason})"
+    if isinstance(error, ConnectionRefusedError):
+        return f"nobody listens there ({reason}): does launch run there, with machine_rank 0?"
+    return f"nothing answers ({reason}): a firewall may close the port, or the address is another machine's"
+
+
+def _named(ranks, total):
+    machines = f"machine {ranks[0]}" if len(ranks) == 1 else f"machines {', '.join(map(str, ranks))}"
+    return f"{machines} of {total} {'has' if len(ranks) == 1 else 'have'}n't"
+
+
+def _tell(connections: Sequence[socket.socket], **message: Any) -> None:
+    """Send a message as one line; who is gone is noticed elsewhere."""
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _hear(connection):
+    """The next message, {} for one that is none or hasn't come whole in time; None where the connection has ended."""
+    return next(_heard(connection), None)
+
+
+def _heard(connection: socket.socket) -> Iterator[dict[str, Any]]:
+    """The messages of a connection, until it ends; {} after each second without one."""
+    connection.settimeout(1)
+    received = b""
+    while len(received) < LONGEST:
+        try:
+            part = connection.recv(LONGEST)
+        except TimeoutError:
+            yield {}
+            continue
+        except OSError:
+            return
+        if not part:
+            return
+        *lines, received = (received + part).split(b"\n")
+        for line in lines:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                return
+            yield message if isinstance(message, dict) else {}
