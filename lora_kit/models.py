@@ -145,9 +145,10 @@ def empty_unet(config: TrainingConfig) -> Any:
 
 
 def check_base_model(config: TrainingConfig) -> None:
-    """`check_base` of the base model of a run, before anything of it is loaded; what can't be read is left to `load_models`."""
+    """`check_base` and `check_attention` of a run, before anything is loaded; what can't be read is left to `load_models`."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    check_attention(config)
     if not Path(model_path(config.pretrained_model_name_or_path)).is_dir():
         with_home("HF_HOME", str(config.cache_dir or HF_HUB_CACHE))
     try:

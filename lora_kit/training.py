@@ -22,7 +22,7 @@ from lora_kit.data.prepared import Pictures
 from lora_kit.evaluation import draw_validation
 from lora_kit.loss import diffusion_loss, logged_loss, micro_step_seed
 from lora_kit.lr_settings import check_warmup
-from lora_kit.models import check_attention, check_base_model, load_models, speed_up
+from lora_kit.models import check_base_model, load_models, speed_up
 from lora_kit.optimizers import make_optimizer
 from lora_kit.output.checkpoints import write_checkpoint
 from lora_kit.output.finite import FiniteCheck
@@ -101,8 +101,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
     (seed,) = broadcast_object_list([seed])
     accelerator.dataloader_config.data_seed = seed
 
-    # the pictures: counted, so that what doesn't fit is refused; then encoded once
-    check_attention(config)
+    # the pictures: counted, so that what doesn't fit is refused; encoded when a batch first asks for them
     check_base_model(config)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     pictures = Pictures(config, accelerator, seed, dtype)
