@@ -12,7 +12,7 @@ from lora_kit.command_line.flags import to_argv
 from lora_kit.config import TrainingConfig
 from lora_kit.loss import diffusion_loss, micro_step_seed
 from lora_kit.models import EMBEDDED_MODEL, load_models, load_pipeline
-from lora_kit.output.checkpoints import checkpoints
+from lora_kit.output.checkpoints import checkpoints, read, seal
 from lora_kit.output.lora_file import LORA
 from lora_kit.output.metrics import METRICS, read_metrics
 from lora_kit.parameters import add_lora
@@ -441,9 +441,11 @@ def test_unknown_checkpoint(whole, tmp_path):
 @pytest.mark.slow
 def test_checkpoint_of_other_modules(whole, tmp_path):
     shutil.copytree(whole[0] / "checkpoint-1", tmp_path / "checkpoint-1")
-    record = json.loads((tmp_path / "checkpoint-1" / "checkpoint.json").read_text())
-    record["config"]["target_modules"] = ["to_q"]  # as if it knew no better
-    (tmp_path / "checkpoint-1" / "checkpoint.json").write_text(json.dumps(record))
+    record = read(tmp_path / "checkpoint-1")
+    about = {name: record[name] for name in record if name not in ("format", "files", "config", "seal")}
+    seal(
+        tmp_path / "checkpoint-1", config(tmp_path, **LONG | dict(target_modules=("to_q",))), **about
+    )  # as if it knew no better
     with pytest.raises((ValueError, RuntimeError)) as caught:
         run(tmp_path, **LONG | dict(target_modules=("to_q",), resume_from_checkpoint="latest"))
     assert "LoRA of other modules" in str(caught.value)

@@ -239,11 +239,10 @@ def test_other_changes_are_said_and_applied(once, pictures, tmp_path, capsys):
 RECORDS = {  # what checkpoint.json says instead
     "other format": lambda record: record | {"format": 99},
     "a list": lambda record: [record],
-    "files a list": lambda record: record | {"files": ["optimizer.bin"]},
+    "another update": lambda record: record | {"update": record["update"] - 1},
+    "another rate": lambda record: record | {"next_learning_rate": 1e-3},
     "no settings": lambda record: {name: value for name, value in record.items() if name != "config"},
-    "update a text": lambda record: record | {"update": "5"},
-    "no rate": lambda record: record | {"next_learning_rate": None},
-    "processes true": lambda record: record | {"num_processes": True},
+    "no seal": lambda record: {name: value for name, value in record.items() if name != "seal"},
 }
 
 
@@ -276,11 +275,10 @@ KINDS_OF_DAMAGE = {
     "record cut": "can't be read",
     "other format": "format 99",
     "a list": "checkpoint.json can't be read",
-    "files a list": "checkpoint.json has files ['optimizer.bin']",
-    "no settings": "checkpoint.json has config None: it is damaged",
-    "update a text": "checkpoint.json has update '5'",
-    "no rate": "checkpoint.json has next_learning_rate None",
-    "processes true": "checkpoint.json has num_processes True",
+    "another update": "checkpoint.json is not as it was written: it is damaged, or another program's",
+    "another rate": "checkpoint.json is not as it was written",
+    "no settings": "checkpoint.json is not as it was written",
+    "no seal": "checkpoint.json can't be read: KeyError 'seal'",
 }
 
 
