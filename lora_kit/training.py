@@ -108,7 +108,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
     steps = Steps.of(config, len(pictures), P)
     if behaviour.refuses_bad_fit:
         check_warmup(steps.lr_warmup_steps, steps.total_updates)
-    for change in check_resumed(resume_from, record, config, steps, pictures.identity):
+    for change in check_resumed(resume_from, record, config, steps, pictures.identity, accelerator.mixed_precision):
         accelerator.print(f"resumed with a change: {change}")
     update = record["update"] if resume_from else 0
     output.check_room(config, steps, update)
@@ -157,7 +157,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
     first_epoch, update_in_epoch = divmod(update, steps.updates_per_epoch)
     last_epoch = steps.epochs if update < steps.total_updates else first_epoch  # a finished run that is resumed: none
     stop.hold()
-    began, loss_value, losses = time.perf_counter(), float("nan"), []
+    began, loss_value, losses = time.perf_counter(), record["loss"] if record else float("nan"), []
     for epoch in range(first_epoch, last_epoch):
         unet.train()
         data.set_epoch(epoch)
@@ -198,7 +198,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
             signal = stop.agreed(accelerator)
             if update % config.checkpointing_steps == 0 or signal:
                 about = dict(num_examples=steps.num_examples, data=pictures.identity, finite=finite.weights(update))
-                about["next_learning_rate"] = float(optimizer.param_groups[0]["lr"])
+                about |= dict(loss=loss_value, next_learning_rate=float(optimizer.param_groups[0]["lr"]))
                 write_checkpoint(accelerator, output.path, config, update, about)
             if signal and update < steps.total_updates:
                 go_on = f"checkpoint-{update} is written: --resume_from_checkpoint latest goes on from there"

@@ -388,12 +388,22 @@ def test_resume_without_a_seed_goes_on_with_the_recorded_one(tmp_path):
 @pytest.mark.slow
 def test_resuming_a_finished_run_trains_no_more(tmp_path):
     small = dict(gradient_accumulation_steps=1, max_train_steps=3, checkpointing_steps=3)
-    run(tmp_path, **small)  # 4 updates an epoch: the run ends inside one
+    first, _ = run(tmp_path, **small)  # 4 updates an epoch: the run ends inside one
     before = digest(tmp_path)
     result, _ = run(tmp_path, **small, resume_from_checkpoint="latest")
-    assert result.updates == 3
+    assert result.updates == 3 and result.loss == first.loss
     assert [line["update"] for line in updates(tmp_path)] == [0, 1, 2]
     assert digest(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_precision_of_the_environment_that_has_changed_is_said(tmp_path, capsys, monkeypatch):
+    small = dict(gradient_accumulation_steps=1, max_train_steps=1, checkpointing_steps=1)
+    run(tmp_path, **small)
+    capsys.readouterr()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run(tmp_path, **small | dict(max_train_steps=2), resume_from_checkpoint="latest")
+    assert "the environment's mixed_precision was 'no' and is 'bf16' from update 1 on" in capsys.readouterr().out
 
 
 @pytest.mark.slow

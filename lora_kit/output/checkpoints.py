@@ -114,7 +114,8 @@ def write_checkpoint(
             accelerator.save_state(str(part))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            seal(part, config, update=update, num_processes=accelerator.num_processes, **about)
+            world = dict(num_processes=accelerator.num_processes, mixed_precision=accelerator.mixed_precision)
+            seal(part, config, update=update, **world, **about)
             if final.exists() or final.is_symlink():
                 remove(final)
             put_in_place(part, final)

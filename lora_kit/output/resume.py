@@ -108,11 +108,16 @@ def _unreadable(folder):
 
 
 def check_resumed(
-    folder: Path | None, record: dict[str, Any] | None, config: TrainingConfig, steps: Steps, data: str | None = None
+    folder: Path | None,
+    record: dict[str, Any] | None,
+    config: TrainingConfig,
+    steps: Steps,
+    data: str | None = None,
+    precision: str | None = None,
 ) -> list[str]:
     """What has changed since a checkpoint was written, as sentences. Raises ValueError for what can't be resumed.
 
-    data: the identity of the pictures and captions.
+    data: the identity of the pictures and captions. precision: which the run has, from its setting or from the environment.
     """
     if record is None:
         return []
@@ -123,6 +128,11 @@ def check_resumed(
         ]
     if refusals:
         raise ValueError(f"{folder} can't be resumed: {'; '.join(refusals)}")
+    before = record.get("mixed_precision", precision)
+    if precision and before != precision and record["config"].get("mixed_precision") == config.mixed_precision:
+        changes.append(
+            f"the environment's mixed_precision was {before!r} and is {precision!r} from update {record['update']} on"
+        )
     return changes
 
 
