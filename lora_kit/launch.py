@@ -177,7 +177,10 @@ def _worker(config, folder, expected, progress):
         report = dict(
             rank=rank, time=time.time(), error=f"{type(error).__name__}: {error}", trace=traceback.format_exc()
         )
-        Path(folder, f"error-{rank}.json").write_text(json.dumps(report))
+        try:
+            Path(folder, f"error-{rank}.json").write_text(json.dumps(report))
+        except OSError:  # a full disk, of which this is what is known
+            print(f"process {rank}: {report['error']}", file=sys.__stderr__)
         raise
     if expected > 1:
         faulthandler.dump_traceback_later(LATE, exit=True, file=sys.__stderr__)  # all that counts is done
@@ -186,15 +189,22 @@ def _worker(config, folder, expected, progress):
 
 def _kept(folder):
     """What the children said of the checkpoint that they wrote."""
-    errors = [json.loads(path.read_text())["error"] for path in Path(folder).glob("error-*.json")]
-    return next(
-        (f": {error.partition(': ')[2]}" for error in sorted(errors) if error.startswith("Interrupted: stopped")), ""
-    )
+    errors = sorted(report["error"] for report in _reports(folder))
+    return next((f": {error.partition(': ')[2]}" for error in errors if error.startswith("Interrupted: stopped")), "")
+
+
+def _reports(folder):
+    """What the children said of their failures, as far as the disk took it."""
+    reports = []
+    for path in Path(folder).glob("error-*.json"):
+        with contextlib.suppress(ValueError):
+            reports.append(json.loads(path.read_text()))
+    return reports
 
 
 def _explain(error, folder, port):
     """The first failure that is no mere loss of contact with a process that failed before, in about ten lines."""
-    reports = [json.loads(path.read_text()) for path in Path(folder).glob("error-*.json")]
+    reports = _reports(folder)
     reports.sort(key=lambda report: (any(word in report["error"].lower() for word in _DISCONNECTS), report["time"]))
     killed = [
         f"process {failure.local_rank} ended with exit code {failure.exitcode}"
@@ -204,6 +214,8 @@ def _explain(error, folder, port):
     killed = [line for line in killed if not line.endswith("code -15")]  # SIGTERM: the launcher ending the others
     if killed:
         return f"{'; '.join(killed)}: it was killed from outside (-9 is often: out of memory)"
+    if not reports and list(Path(folder).glob("error-*.json")):
+        return f"a process failed, and the disk of {folder} took no report: what it said stands above"
     if not reports:
         hint = " The port is in use: choose another, or leave port out." if "EADDRINUSE" in str(error) else ""
         return f"the processes could not be started on port {port}: {str(error)[-400:]}{hint}"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3  # of the folder; a new one makes every stored folder unknown
 CACHE_GB = 50  # at most, if LORA_KIT_CACHE_GB names no other number
+TUPLES = ("caption_shape", "picture_shape", "batch_sizes")  # of a plan, which are lists in JSON
 CURE = "set LORA_KIT_CACHE to a folder with room, or use no_cache"
 
 
@@ -71,22 +72,20 @@ class EncodingCache:
             plan, digest = stored["plan"], stored["digest"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        if digest != text_digest([self.key, plan]):
+        if digest != text_digest([self.key, plan]) or list(plan) != list(Plan._fields):
             return None
         with contextlib.suppress(OSError):
             os.utime(self.path / "plan.json")  # when it was last used
-        return Plan(*(tuple(value) if name != "captions" and isinstance(value, list) else value
-                      for name, value in zip(Plan._fields, plan, strict=True)))  # fmt: skip
+        return Plan(**{name: tuple(plan[name]) if name in TUPLES and plan[name] else plan[name] for name in plan})
 
     def write(self, plan: Plan) -> None:
-        """Keep `plan`, and make room for its encodings (`evict`). Raises ValueError where the disk does not take it."""
-        plan = json.loads(json.dumps(plan))
+        """Keep `plan`. Raises ValueError where the disk does not take it."""
+        plan = json.loads(json.dumps(plan._asdict()))
         text = json.dumps({"plan": plan, "digest": text_digest([self.key, plan])})
         write_whole(self.path / "plan.json", lambda part: part.write_text(text), CURE)
-        evict(self.path.parent, self.path)
 
     def open(self, plan: Plan) -> tuple[SealedRecords, SealedRecords | None]:
-        """(captions, pictures) as far as they are encoded; None where pictures aren't kept.
+        """(captions, pictures) as far as they are encoded; None where pictures aren't kept. What is missing is made room for (`evict`).
 
         Raises ValueError where they can't be written, and, with both figures, where the disk has no room for what is missing.
         """
@@ -97,10 +96,14 @@ class EncodingCache:
             if plan.picture_shape is not None:
                 count, shape = math.prod(plan.picture_shape[:3]), plan.picture_shape[3:]
                 pictures = SealedRecords(self.path / "pictures", f"{self.key} pictures", count, shape, self.dtype)
-            free = free_bytes(self.path)
         except OSError as error:
             raise ValueError(f"the cache {self.path} can't be written: {reason(error)}; {CURE}") from error
         need = captions.room() + (pictures.room() if pictures else 0)
+        if need:
+            evict(self.path.parent, self.path, need)
+        free = math.inf
+        with contextlib.suppress(OSError):  # a disk that doesn't say
+            free = free_bytes(self.path)
         if need > free:
             raise ValueError(
                 f"the encodings of {len(plan.captions):,} pictures and {plan.caption_shape[0]:,} captions need {in_bytes(need)} more, "
@@ -137,9 +140,12 @@ def cache_limit() -> float:
         raise ValueError(f"LORA_KIT_CACHE_GB {shown(text)} is not a number of at least 0, such as {CACHE_GB}") from None
 
 
-def evict(folder: Path, kept: Path | None = None) -> None:
-    """Remove encodings that nobody has used for `UNUSED_DAYS`, then the longest unused beyond `CACHE_GB`, but for `kept`."""
-    sizes, now, room = {}, time.time(), cache_limit()
+def evict(folder: Path, kept: Path | None = None, coming: int = 0) -> None:
+    """Remove encodings that nobody has used for `UNUSED_DAYS`, then the longest unused beyond `CACHE_GB`, but for `kept`.
+
+    coming: bytes that will be written.
+    """
+    sizes, now, room = {}, time.time(), cache_limit() - coming
     for path in folder.glob("encoded-*"):
         with contextlib.suppress(OSError):  # another run may remove it meanwhile
             stats = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])]
@@ -148,7 +154,5 @@ def evict(folder: Path, kept: Path | None = None) -> None:
     for path, (age, size) in sorted(sizes.items(), key=lambda item: item[1]):  # the one last used comes first
         room -= size
         if path != kept and (room < 0 or age > UNUSED_DAYS * 86_400):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:  # of an earlier version
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()  # of an earlier version

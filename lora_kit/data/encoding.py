@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.batches import TrainingPictures, cut_captions, tokenize
+from lora_kit.data.identity import text_digest
 from lora_kit.data.images import CaptionedImages
 from lora_kit.data.records import SealedRecords
 
@@ -27,7 +28,7 @@ class Plan(NamedTuple):
     pictures are flipped at random, else 1; V counts `batch_sizes`; None where pictures are cropped at random.
     scaling_factor: the VAE's, which latents are multiplied by. batch_sizes: how many pictures are encoded together: a
     convolution may round differently for another number of them. cut: how many of the M captions are longer than the text
-    encoder reads.
+    encoder reads. digest: of the captions.
     """
 
     captions: list[int | list[int]]
@@ -35,7 +36,8 @@ class Plan(NamedTuple):
     picture_shape: tuple[int, ...] | None
     scaling_factor: float
     batch_sizes: tuple[int, ...]
-    cut: int = 0
+    cut: int
+    digest: str
 
     @classmethod
     def of(
@@ -51,14 +53,16 @@ class Plan(NamedTuple):
         pictures = TrainingPictures.of(config, images, tokenizer)
         texts, captions = distinct_captions(images)
         shape = None
-        if config.center_crop or all(pictures.is_square(index) for index in range(len(images))):
+        square = [pictures.is_square(index) for index in range(len(images))]  # of all: one that is broken is named now
+        if config.center_crop or all(square):
             about = vae.config
             side = config.resolution >> len(about.block_out_channels) - 1
             flips = 2 if config.random_flip else 1
             shape = (len(sizes), flips, len(images), 2, about.latent_channels, side, side)
         hidden = (len(texts), tokenizer.model_max_length, text_encoder.config.hidden_size)
         cut = len(cut_captions(texts, tokenizer))
-        return cls(captions, hidden, shape, float(vae.config.scaling_factor), tuple(sizes), cut)
+        digest = text_digest([texts, captions])
+        return cls(captions, hidden, shape, float(vae.config.scaling_factor), tuple(sizes), cut, digest)
 
 
 def distinct_captions(images: CaptionedImages) -> tuple[list[str], list[int | list[int]]]:
@@ -131,7 +135,9 @@ class EncodedPictures(TrainingPictures):
         """The different captions."""
         if self._texts is None:
             self.images = self.images or self.load()
-            self._texts = distinct_captions(self.images)[0]
+            self._texts, captions = distinct_captions(self.images)
+            if text_digest([self._texts, captions]) != self.plan.digest:
+                raise ValueError("the pictures or their captions have changed since the run began: begin it again")
         return self._texts
 
 

@@ -5,6 +5,7 @@ Columns follow diffusers' examples/text_to_image/train_text_to_image_lora.py.
 
 import glob
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ class CaptionedImages:
         if isinstance(item, dict):
             (stored,) = item.values()
             if stored["path"] and not stored["bytes"] and Path(stored["path"]).is_file():
-                with Image.open(stored["path"]) as picture:
+                with suppress(Exception), Image.open(stored["path"]) as picture:  # `image` says what is wrong
                     return picture.size
         return self.image(index).size
 

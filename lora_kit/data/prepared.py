@@ -55,10 +55,11 @@ class Pictures:
         if config.no_cache:
             dataset = TrainingPictures.of(config, self.images, *encoders.get("tokenizer"), seed)
             return PreparedPictures(dataset, encoders, encoders.get("vae")[0].config.scaling_factor)
-        if self.plan is None:
-            sizes = batch_sizes(config, len(self), accelerator.num_processes)
-            self.plan = Plan.of(config, self.images, *encoders.get(*ENCODERS), sizes)
-            if accelerator.is_local_main_process:
+        with accelerator.local_main_process_first():
+            self.plan = self.plan or self.cache.read()  # by now the first process may have written it
+            if self.plan is None:
+                sizes = batch_sizes(config, len(self), accelerator.num_processes)
+                self.plan = Plan.of(config, self.images, *encoders.get(*ENCODERS), sizes)
                 self.cache.write(self.plan)
         hidden, posteriors = self.cache.open(self.plan)
         if self.plan.cut:
@@ -68,7 +69,7 @@ class Pictures:
                 "what comes after is dropped"
             )
         load = partial(load_images, config, seed)
-        if posteriors is None:  # random crops: the VAE encodes pictures as they come
+        if posteriors is None or posteriors.missing() or hidden.missing():  # None: random crops, encoded as they come
             self.images = self.images or load()
         kept = dict(hidden=hidden, posteriors=posteriors, load=load)
         dataset = EncodedPictures.of(config, self.images, self.plan, seed, **kept)
@@ -112,7 +113,7 @@ class PreparedPictures:
 
     def __init__(self, dataset: TrainingPictures, encoders: Encoders, scaling_factor: float):
         self.dataset, self.encoders, self.scaling_factor = dataset, encoders, scaling_factor
-        self.needed = dict.fromkeys(ENCODERS, True)  # in the epoch before
+        self.needed = {"tokenizer": True, "vae": True}  # in the epoch before
         self.full = False  # a disk that took no more
 
     def set_epoch(self, epoch: int) -> None:

@@ -1,5 +1,6 @@
 """A file of equal records, each with a seal of its own: what is there is whole, and the rest is added when it is made."""
 
+import contextlib
 import errno
 import hashlib
 import math
@@ -71,8 +72,8 @@ class SealedRecords:
             if error.errno != errno.EBADF:
                 raise
             self.path.chmod(0o644)  # it was opened for reading, since all was there
-            os.close(self.number)
-            self.number = os.open(self.path, os.O_RDWR)
+            number, self.number = self.number, os.open(self.path, os.O_RDWR)
+            os.close(number)
             written = os.pwrite(self.number, content, offset)
         if written != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
@@ -86,7 +87,8 @@ class SealedRecords:
     def finish(self) -> None:
         """Make the file read-only if all records are there."""
         if not self.missing():
-            self.path.chmod(0o444)
+            with contextlib.suppress(OSError):  # another user's, or gone meanwhile
+                os.fchmod(self.number, 0o444)
 
     def missing(self) -> int:
         """How many records were never written."""
@@ -105,8 +107,10 @@ def _open(path, length):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except PermissionError:
-        return os.open(path, os.O_RDONLY)  # finished, or another user's
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and path.exists():
+            return os.open(path, os.O_RDONLY)  # finished, or another user's
+        raise
     try:
         if os.fstat(number).st_size == 0:
             os.ftruncate(number, length)

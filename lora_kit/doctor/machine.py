@@ -1,5 +1,6 @@
 """Checks of this machine and its folders: the pictures, the precision and its places, the output folder."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,7 +217,11 @@ def output_folder(case: Case) -> list[Finding]:
 @check("room", needs=("unet", "steps"), see=("05_train.ipynb", "The settings"))
 def disk_room(case: Case) -> list[Finding]:
     """Whether output_dir's disk takes what the run will write; nothing where it does."""
-    problem = room_problem(case.config, room(case.config, case.unet, case.steps))
+    update = 0
+    with contextlib.suppress(ValueError):  # which `output_folder` says
+        record = find_checkpoint(Path(case.config.output_dir), case.config.resume_from_checkpoint)[1]
+        update = record["update"] if record else 0
+    problem = room_problem(case.config, room(case.config, case.unet, case.steps, update), update)
     if problem is None:
         return []
     fatal, reason, cure = problem

@@ -5,6 +5,7 @@ the settings, and the world that wrote it, under a seal of its own. Without it, 
 is broken.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -75,7 +76,11 @@ def read(folder: str | Path) -> dict[str, Any]:
         path = folder / name
         if not path.is_file():
             raise ValueError(f"{path} is missing")
-        if _digest(path) != digest:
+        try:
+            whole = _digest(path) == digest
+        except OSError as error:
+            raise ValueError(f"{path} can't be read: {reason(error)}") from error
+        if not whole:
             raise ValueError(f"{path} is not as it was written: it is cut short or damaged")
     return record
 
@@ -120,9 +125,13 @@ def write_checkpoint(
                 remove(final)
             put_in_place(part, final)
     except Exception as error:  # each library has its own for a full disk
-        free = in_bytes(free_bytes(output_dir))
+        if not accelerator.is_main_process:  # it writes little itself, and is left alone where the first process fails
+            raise
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f" ({in_bytes(free_bytes(output_dir))} were free)"
         shutil.rmtree(part, ignore_errors=True)
-        raise NotWritten(f"{final} can't be written: {reason(error)} ({free} were free)") from error
+        raise NotWritten(f"{final} can't be written: {reason(error)}{free}") from error
     if accelerator.is_main_process and config.checkpoints_total_limit:
         all_of_them = checkpoints(output_dir)
         finite = next((folder for folder in reversed(all_of_them) if is_finite(folder)), None)

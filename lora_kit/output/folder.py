@@ -19,7 +19,7 @@ from lora_kit.output.metrics import METRICS, read_metrics
 from lora_kit.output.room import check_room
 from lora_kit.steps import Steps
 from lora_kit.system.devices import device_name
-from lora_kit.system.files import NotWritten, reason, write_whole
+from lora_kit.system.files import NotWritten, disk_failed, reason, write_whole
 
 LOCK = "run.lock"
 VALIDATION = "validation"
@@ -69,20 +69,21 @@ class OutputFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self.lock = hold(self.path / LOCK)
             except OSError as error:
-                reason = f"{type(error).__name__} {error.strerror or error}"
-                raise ValueError(f"output_dir {str(self.path)!r} can't be written: {reason}") from None
+                raise ValueError(f"output_dir {str(self.path)!r} can't be written: {reason(error)}") from None
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
-            if self.save_lora and isinstance(error, (NotWritten, OSError)):
+            if self.main and self.save_lora and disk_failed(error):
                 raise NotWritten(f"{error}; {self.what_is_safe()}") from error
         finally:
             self.leave()
 
     def what_is_safe(self) -> str:
         """Where the LoRA as it stands could be kept, and the newest whole checkpoint, as a sentence."""
-        path, checkpoint = rescue(self.save_lora, self.path), newest_whole(self.path)[0]
+        path, checkpoint = rescue(self.save_lora, self.path), None
+        with suppress(OSError):  # a disk that can't be read either
+            checkpoint = newest_whole(self.path)[0]
         learned = f"what {self.updates} updates learned "
         learned += f"is in {path}" if path else "is lost, as no other disk takes it either"
         return f"{learned}; " + (
@@ -122,6 +123,7 @@ class OutputFolder:
         What an earlier run left here is moved to earlier-N: all of it, or, of a run that is resumed from before its end, what
         came later.
         """
+        self.updates = first_update
         if not self.main:
             return
         self.to_remove = False

@@ -77,8 +77,12 @@ def find_checkpoint(output_dir: Path, wanted: str | None) -> tuple[Path | None, 
 
 def restore(folder: Path, accelerator: Any, optimizer: Any, lr_scheduler: Any, config: TrainingConfig) -> None:
     """Everything as it was when the checkpoint was written, but the optimizer's settings, which are this configuration's."""
+    import torch
+
     try:
         accelerator.load_state(folder)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # of each library its own, which name no file
         reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}"
         raise ValueError(

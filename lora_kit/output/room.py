@@ -7,7 +7,7 @@ from typing import Any
 from lora_kit.config import TrainingConfig
 from lora_kit.models import empty_unet
 from lora_kit.optimizers import expected_state_bytes
-from lora_kit.output.checkpoints import checkpoints
+from lora_kit.output.checkpoints import checkpoints, number
 from lora_kit.parameters import add_lora
 from lora_kit.steps import Steps
 from lora_kit.system.files import free_bytes, in_bytes
@@ -50,7 +50,7 @@ def room(config: TrainingConfig, unet: Any, steps: Steps, first_update: int = 0)
     written, limit = steps.total_updates // config.checkpointing_steps, config.checkpoints_total_limit
     written -= first_update // config.checkpointing_steps
     if limit:  # the oldest goes after the newest stands
-        there = len(checkpoints(config.output_dir)) if first_update else 0
+        there = sum(number(path) <= first_update for path in checkpoints(config.output_dir))
         written = min(written, max(limit + 1 - there, 1))
     pictures = 0
     if config.validation_prompt:  # as large as the model draws, and as if they could not be compressed
@@ -84,6 +84,7 @@ def room_problem(config: TrainingConfig, needed: Room, first_update: int = 0) ->
         else ""
     )
     less = f"checkpoints_total_limit {fit - 1}" if fit > 1 else "a larger checkpointing_steps"
+    less = less if needed.checkpoints else "a larger validation_epochs"
     reason = (
         f"{place}, and this run will write {in_bytes(needed.most)} ({needed.checkpoints} checkpoints; {parts}){full}"
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 STALE_PART_SECONDS = 24 * 3600  # after which a temporary file is taken for one that a killed process left
 UNUSED_DAYS = 30  # after which what a cache holds is removed
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk answers that takes no more
 CAN_T_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)  # what some disks answer
 
 
@@ -41,7 +42,11 @@ def write_whole(path: str | Path, write: Callable[[Path], Any], cure: str = "", 
         usual = part.stat().st_mode
         part.unlink()
         write(part)
-        part.chmod(mode or usual)  # safetensors lets nobody else read its files
+        try:
+            part.chmod(mode or usual)  # safetensors lets nobody else read its files
+        except OSError as error:
+            if error.errno not in CAN_T_SYNC:
+                raise
         sync(part)
         put_in_place(part, path)
     except Exception as error:  # each library has its own for a full disk
@@ -54,6 +59,11 @@ def write_whole(path: str | Path, write: Callable[[Path], Any], cure: str = "", 
             if time.time() - other.stat().st_mtime > STALE_PART_SECONDS:
                 other.unlink()
     return path
+
+
+def disk_failed(error: BaseException | None) -> bool:
+    """Whether an error is a disk's: full, broken or not to be written."""
+    return isinstance(error, NotWritten) or (isinstance(error, OSError) and error.errno in FULL)
 
 
 def put_in_place(part: Path, final: Path) -> None:
@@ -86,7 +96,10 @@ def remove_unused(folder: Path, pattern: str) -> None:
 def free_bytes(path: str | Path) -> int:
     """The bytes that the disk still takes on which `path` stands or would be made. Raises OSError where it can't be asked."""
     path = Path(path).absolute()
-    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
+    usage = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists()))
+    if not usage.total:
+        raise OSError(f"the disk of {path} doesn't say how large it is")
+    return usage.free
 
 
 def in_bytes(size: float) -> str:

@@ -5,8 +5,10 @@ ask for some thousands. Here a request needs the token of the address that is op
 its Host; a kernel whose page is gone ends.
 """
 
+import threading
 import webbrowser
 
+from tornado.httputil import url_concat
 from voila.app import Voila
 
 load_subconfig("jupyter_server_config.py")  # noqa: F821 - jupyter gives it
@@ -20,11 +22,14 @@ c.MappingKernelManager.cull_interval = 30
 
 
 def launch_browser(self):
-    """Open the address with its token, which voila's own way leaves out."""
+    """Open the address with its token, which voila's own way leaves out; in a thread, since some browsers are waited for."""
     try:
-        webbrowser.get(self.browser or None).open(self.display_url)
+        browser = webbrowser.get(self.browser or None)
     except webbrowser.Error as error:
         self.log.warning("No web browser found: %s.", error)
+        return
+    address = url_concat(self.connection_url, {"token": self.identity_provider.token})
+    threading.Thread(target=browser.open, args=(address, self.webbrowser_open_new), daemon=True).start()
 
 
 Voila.launch_browser = launch_browser

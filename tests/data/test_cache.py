@@ -32,7 +32,7 @@ def cache(made, seed=0, num_processes=1, dtype=torch.float32):
     return EncodingCache(made, seed, num_processes, dtype, torch.device("cpu"), data_identity(made))
 
 
-PLAN = Plan([0, [1, 0], 1], (2, 77, 8), (1, 2, 3, 2, 4, 16, 16), 0.18215, (8,), cut=1)
+PLAN = Plan([0, [1, 0], 1], (2, 77, 8), (1, 2, 3, 2, 4, 16, 16), 0.18215, (8,), cut=1, digest="d")
 
 
 def test_written_is_read_back(folder):
@@ -182,6 +182,20 @@ def test_a_plan_without_its_files_and_files_without_their_plan_are_made_whole(fo
     captions.path.unlink()
     assert store.read() == PLAN and store.open(PLAN)[0].missing() == 2
     assert store.open(PLAN._replace(picture_shape=None))[1] is None
+
+
+def test_room_is_made_for_what_will_be_written(folder, monkeypatch):
+    store = cache(config(folder))
+    older = store.path.with_name("encoded-older")
+    older.mkdir(parents=True)
+    (older / "pictures").write_bytes(bytes(100_000))
+    need = 6 * (2 * 4 * 16 * 16 * 4 + 16) + 2 * (77 * 8 * 4 + 16)
+    monkeypatch.setenv("LORA_KIT_CACHE_GB", str((102_400 + need) / 1e9))
+    store.open(PLAN)
+    assert older.exists()
+    monkeypatch.setenv("LORA_KIT_CACHE_GB", str((102_400 + need - 1) / 1e9))
+    store.open(PLAN)
+    assert not older.exists() and store.path.exists()
 
 
 def test_a_disk_that_takes_nothing_is_a_clear_error(folder, monkeypatch, tmp_path):

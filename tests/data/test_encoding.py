@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import random
 import resource
@@ -153,6 +154,27 @@ def test_a_damaged_encoding_is_made_again_in_the_middle_of_a_run(folder):
     for name in ("posterior", "encoder_hidden_states"):
         assert torch.equal(batch[name], before[name])
     assert batch_of(data, [4, 6])[1] == {"new_pictures": [], "new_captions": []}
+
+
+def test_captions_that_change_in_the_middle_of_a_run_are_seen(folder):
+    batch_of(prepared(config(folder)), [0, 1, 2, 3, 4, 5, 6])
+    data = prepared(config(folder))
+    data.dataset.hidden.path.write_bytes(bytes(data.dataset.hidden.path.stat().st_size))
+    text = (folder / "metadata.jsonl").read_text()
+    (folder / "metadata.jsonl").write_text(text.replace("a picture of 1", "a picture of 9"))
+    with pytest.raises(ValueError, match="the pictures or their captions have changed since the run began"):
+        batch_of(data, [0, 1])
+
+
+@pytest.mark.parametrize("center_crop", [True, False])
+def test_a_broken_picture_of_any_source_is_named_before_training(center_crop, models):
+    good, broken = io.BytesIO(), {"image": {"path": None, "bytes": b"no picture"}}
+    Image.new("RGB", (64, 64)).save(good, "PNG")
+    stored = [{"image": {"path": None, "bytes": good.getvalue()}}, broken]
+    images = CaptionedImages(stored, ["one", "two"], ["0 of somewhere", "1 of somewhere"])
+    made = TrainingConfig(style="outlined", learning_rate=1e-3, resolution=64, center_crop=center_crop)
+    with pytest.raises(ValueError, match="picture 1 of somewhere can't be read"):
+        Plan.of(made, images, models.tokenizer, models.text_encoder, models.vae, (2,))
 
 
 def test_a_disk_that_takes_no_more_is_said_once_and_the_run_goes_on(folder, capsys):

@@ -114,6 +114,12 @@ def test_a_finished_file_is_read_only_and_is_mended_all_the_same(full, tmp_path)
     assert half.path.stat().st_mode & 0o200
 
 
+def test_finishing_a_file_that_is_gone_harms_nothing(full):
+    full.path.unlink()
+    full.finish()
+    assert len(values(full)) == COUNT
+
+
 def test_another_process_gets_the_same(full):
     again = pickle.loads(pickle.dumps(full))
     assert values(again) == values(full) and again.number != full.number

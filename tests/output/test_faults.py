@@ -107,6 +107,29 @@ def test_a_disk_that_is_full_in_the_middle_of_a_run(every, tmp_path):
     assert every == 1 or kept != str(folder / LORA)
 
 
+def test_a_full_disk_that_takes_no_report_of_two_processes_either(tmp_path):
+    """Temporary files are on it too: one process keeps what was learned, once, and says where."""
+    if not can_mount():
+        pytest.skip("no disk of its own for a process here")
+    disk, home = tmp_path / "disk", tmp_path / "home"
+    for path in (disk, home):
+        path.mkdir()
+    endless = dict(checkpointing_steps=1, max_train_steps=99_999, lr_scheduler="constant", lr_warmup_steps=0)
+    started = Program(
+        "lora_kit.launch", "--num_processes", 2, *flags(disk / "run", endless),
+        disk=(str(disk), 2**24), TMPDIR=str(disk), HOME=str(home),
+    )  # fmt: skip
+    wait_for(lambda: len(campaign.updates(started.seen(disk / "run"))) > 2, started)
+    with contextlib.suppress(OSError), open(started.seen(disk) / "somebody's", "wb", 0) as file:
+        while file.write(bytes(1024)):
+            pass
+    done = started.end()
+    assert done.returncode == 1 and "JSONDecodeError" not in done.stderr
+    (kept,) = set(re.findall("what [0-9]+ updates learned is in (.*?);", done.stderr))
+    assert kept in (str(disk / "run" / LORA), *map(str, home.glob(f"lora_kit-rescued-*/{LORA}")))
+    assert len(list(home.glob("lora_kit-rescued-*"))) <= 1
+
+
 @pytest.mark.parametrize("folder", ["/sys/kernel/lora_kit_run", "/proc/lora_kit_run"])
 def test_an_output_folder_that_can_t_be_written(folder):
     if not Path(folder).parent.is_dir():
