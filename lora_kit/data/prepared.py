@@ -69,7 +69,8 @@ class Pictures:
                 "what comes after is dropped"
             )
         load = partial(load_images, config, seed)
-        if posteriors is None or posteriors.missing() or hidden.missing():  # None: random crops, encoded as they come
+        by_workers = config.dataloader_num_workers and posteriors and (posteriors.missing() or hidden.missing())
+        if posteriors is None or by_workers:  # random crops are encoded as they come; each worker would load for itself
             self.images = self.images or load()
         kept = dict(hidden=hidden, posteriors=posteriors, load=load)
         dataset = EncodedPictures.of(config, self.images, self.plan, seed, **kept)
