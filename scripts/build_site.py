@@ -22,7 +22,7 @@ from sphinx.cmd.build import build_main
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"docs/glossary.md": "Glossary", "CHANGELOG.md": "Changes"}
 PAGES |= {"benchmarks/README.md": "Benchmarks", "benchmarks/RESULTS.md": "Benchmarks: results"}
-PAGES |= {"lora_kit/embedded_model/README.md": "The embedded model"}
+PAGES |= {"docs/reliability.md": "Reliability", "lora_kit/embedded_model/README.md": "The embedded model"}
 BESIDE = ("LICENSE", "docs/*.png", "lora_kit/embedded_model/*.png")  # what the pages show or link to
 ANCHOR = re.compile(r"(?<=\.ipynb)#((?:[^()\s]|\([^()\s]*\))+)")
 
