@@ -58,7 +58,7 @@ def launch(
     port: for the processes to meet; by default a free one.
     num_machines, machine_rank (0 is the first), main_process_ip (the first machine's): for several machines, each of which
     makes this call with its own rank and the same port, number of processes and output_dir, on a disk that they share.
-    rdzv_timeout: seconds that a machine waits for the others, and says for whom.
+    rdzv_timeout: seconds that a machine waits for the others, saying which are missing.
 
     Returns the result of this machine's first process. Raises LaunchError where a launch can't work, with the cure, and
     where a process failed, with the exception of the one that failed first; KeyboardInterrupt when interrupted.
@@ -213,9 +213,9 @@ def _explain(error, folder, port):
     ]
     killed = [line for line in killed if not line.endswith("code -15")]  # SIGTERM: the launcher ending the others
     if killed:
-        return f"{'; '.join(killed)}: it was killed from outside (-9 is often: out of memory)"
+        return f"{'; '.join(killed)}: it was killed from outside (-9 often means out of memory)"
     if not reports and list(Path(folder).glob("error-*.json")):
-        return f"a process failed, and the disk of {folder} took no report: what it said stands above"
+        return f"a process failed, and its report could not be written to {folder}: see its message above"
     if not reports:
         hint = " The port is in use: choose another, or leave port out." if "EADDRINUSE" in str(error) else ""
         return f"the processes could not be started on port {port}: {str(error)[-400:]}{hint}"

@@ -128,7 +128,7 @@ def describe_unet(config: TrainingConfig) -> dict[str, Any]:
         revision=config.revision,
     )
     if not isinstance(about, dict):
-        raise ValueError("its unet/config.json is no description of a UNet")
+        raise ValueError("its unet/config.json doesn't describe a UNet")
     return about
 
 

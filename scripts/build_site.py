@@ -54,7 +54,7 @@ def prepared(notebook):
         if words:
             cell["metadata"]["mystnb"] = {"image": {"alt": " ".join(words[1].split())}}
         elif "mystnb" not in cell["metadata"] and any("image/png" in one.get("data", {}) for one in cell["outputs"]):
-            raise ValueError(f"a figure has no words for who can't see it, drawn by:\n{''.join(cell['source'])}")
+            raise ValueError(f"a figure has no alt text; it is drawn by:\n{''.join(cell['source'])}")
         for data in (output.get("data", {}) for output in cell["outputs"]):
             data.pop("application/vnd.jupyter.widget-view+json", None)
             if "text/html" in data:

@@ -196,7 +196,7 @@ DATA = {  # what is done to a sound folder: words of the error
     "another column": (lambda f, n: [one.update(caption=one.pop("text")) for one in n], ["caption_column 'text' is not a column"]),
     "a broken line": (lambda f, n: n.append("not json"), ["can't be loaded", "metadata"]),
     "no captions at all": (lambda f, n: n.clear(), ["has no captions", "metadata.jsonl"]),
-    "nothing": (lambda f, n: [*(path.unlink() for path in f.iterdir()), n.clear()], ["is empty"]),
+    "nothing": (lambda f, n: [*(path.unlink() for path in f.iterdir()), n.clear()], ["has no pictures in it"]),
 }  # fmt: skip
 
 

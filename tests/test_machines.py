@@ -109,8 +109,8 @@ def test_an_interrupt_ends_every_process(tmp_path):
 @pytest.mark.parametrize(
     ("rank", "error"),
     [
-        (0, "machine 1 of 2 hasn't come to 127.0.0.1:{port}, for 2 s: does launch run there, with machine_rank 1, "),
-        (1, "machine 0 of 2 isn't at 127.0.0.1:{port}, for 2 s: nobody listens there (Connection refused): does launch"),
+        (0, "machine 1 of 2 hasn't connected to 127.0.0.1:{port} after 2 s: is launch running with machine_rank 1, "),
+        (1, "machine 0 of 2 isn't at 127.0.0.1:{port} after 2 s: nothing is listening there (Connection refused): is launch running"),
     ],
 )  # fmt: skip
 def test_a_machine_that_never_comes_is_named(rank, error, tmp_path):
@@ -155,7 +155,7 @@ def test_a_machine_of_another_run_is_sent_away(tmp_path):
     first = Program("lora_kit.launch", "--rdzv_timeout", 20, *machine(0, folder, port, 1))
     for argv, words in (
         (machine(1, folder, port, 2), "num_processes is 2 there and 1 here"),
-        (["--num_machines", 3, *machine(2, folder, port, 1)[2:]], "machine_rank 2 is none of those still awaited, [1]; num_machines"),
+        (["--num_machines", 3, *machine(2, folder, port, 1)[2:]], "machine_rank 2 is not one of those still expected, [1]; num_machines"),
     ):  # fmt: skip
         done = program("lora_kit.launch", *argv)
         assert done.returncode == 1
@@ -187,9 +187,9 @@ def test_three_machines_know_of_each_other(capsys):
         return seen
 
     assert all_of({0: 2, 1: 1000})[1].startswith(
-        f"machine 2 of 3 hasn't come to localhost:{port}, for 2 s: does launch run"
+        f"machine 2 of 3 hasn't connected to localhost:{port} after 2 s: is launch running"
     )
-    assert "machine 2 of 3 hasn't come" in capsys.readouterr().out
+    assert "machine 2 of 3 hasn't connected" in capsys.readouterr().out
     assert all_of({0: 1000, 1: 1000, 2: 1000}) == {0: None, 1: None, 2: None}
 
 

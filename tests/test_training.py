@@ -566,7 +566,7 @@ def test_a_lora_that_output_dir_doesn_t_take_is_kept_elsewhere(every, tmp_path, 
     with pytest.raises(ValueError, match="can't be written") as error:
         train(config(folder, checkpointing_steps=every), progress=False, on_update=in_the_way(folder / LORA))
     (kept,) = elsewhere.glob(f"*/{LORA}")
-    safe = f"{folder / 'checkpoint-2'} is whole: with room, resume from it"
+    safe = f"{folder / 'checkpoint-2'} is whole: make room, then resume from it"
     assert str(error.value) == (
         f"{folder / LORA} can't be written: IsADirectoryError Is a directory; what 2 updates learned is in {kept}; "
         + (safe if every == 1 else "there is no checkpoint")

@@ -107,7 +107,7 @@ class EncodingCache:
         if need > free:
             raise ValueError(
                 f"the encodings of {len(plan.captions):,} pictures and {plan.caption_shape[0]:,} captions need {in_bytes(need)} more, "
-                f"and the disk of {self.path.parent} has {in_bytes(free)}; {CURE}"
+                f"but the disk of {self.path.parent} has {in_bytes(free)} free; {CURE}"
             )
         return captions, pictures
 

@@ -44,7 +44,7 @@ def check_folder(folder: Path, described: bool) -> list[Path]:
     """The pictures in `folder`; ValueError for an empty one, or one without pictures where they must be `described`."""
     readable, files = readable_suffixes(), visible_files(folder)
     if not files or (described and not any(path.suffix.lower() in {*readable, *ARCHIVES} for path in files)):
-        raise ValueError(f"folder {str(folder)!r} is empty: there is no picture in it")
+        raise ValueError(f"folder {str(folder)!r} has no pictures in it: add some, or choose another folder")
     for path in files:
         if "::" in str(path):
             raise ValueError(
@@ -55,7 +55,7 @@ def check_folder(folder: Path, described: bool) -> list[Path]:
     pictures = [path for path in files if path.suffix.lower() in readable]
     if described and not any(path.name in METADATA or path.suffix.lower() in ARCHIVES for path in files):
         texts = sum(path.suffix.lower() in (".txt", ".caption") for path in files)
-        beside = f" (its {texts} text files, as other trainers keep captions, are not read)" if texts else ""
+        beside = f" (its {texts} text files, where other trainers keep captions, are not read)" if texts else ""
         raise ValueError(
             f"folder {str(folder)!r} has no captions{beside}: write metadata.jsonl in it, with a line such as "
             f'{{"file_name": "{pictures[0].relative_to(folder)}", "text": "its caption"}} for each picture'

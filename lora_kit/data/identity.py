@@ -1,4 +1,4 @@
-"""Which data these are: known by their content, so that exchanged pictures are seen and a moved folder is the same."""
+"""Which data these are, by content: exchanged pictures are noticed, and a moved folder is still the same data."""
 
 import contextlib
 import hashlib

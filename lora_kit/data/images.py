@@ -111,7 +111,7 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
     rows = splits["train"]
     image_column, caption_column = find_columns(rows.column_names, config)
     if not isinstance(rows.features[image_column], datasets.Image):
-        raise ValueError(f"image_column {image_column!r} holds no pictures but {rows.features[image_column]}")
+        raise ValueError(f"image_column {image_column!r} holds {rows.features[image_column]}, not pictures")
     chosen = _chosen(len(rows), config, seed)
     rows = rows.select(chosen)
     pictures = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))

@@ -38,7 +38,7 @@ def _grey(picture):
     else:
         full = next((full for full in (1, 255, 65_535) if high <= full), None) if picture.mode == "F" else 65_535
     if full is None or not 0 <= low or high > full:  # NaN is none of these either
-        raise ValueError(f"its grey levels reach from {low:g} to {high:g}: save it with 8 bits a channel")
+        raise ValueError(f"its grey levels range from {low:g} to {high:g}: save it with 8 bits a channel")
     return Image.fromarray((pixels * (255 / full)).round().astype(np.uint8)).convert("RGB")
 
 

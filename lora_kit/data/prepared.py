@@ -66,7 +66,7 @@ class Pictures:
             count, length, _ = self.plan.caption_shape
             accelerator.print(
                 f"warning: {self.plan.cut} of {count} captions are longer than the {length} tokens that the text encoder reads: "
-                "what comes after is dropped"
+                "the rest is dropped"
             )
         load = partial(load_images, config, seed)
         by_workers = config.dataloader_num_workers and posteriors and (posteriors.missing() or hidden.missing())
@@ -205,6 +205,6 @@ class PreparedPictures:
                 self.full = True
                 print(
                     f"warning: the cache {records.path} can't be written: {error.strerror}; the run goes on, and encodes what "
-                    "isn't kept each time",
+                    "isn't kept each time it is needed",
                     file=sys.stderr,
                 )

@@ -33,7 +33,7 @@ def number(folder: Path) -> int:
 
 
 def seal(folder: str | Path, config: TrainingConfig, **about: Any) -> None:
-    """Write checkpoint.json over all files of `folder`, and have the system bring everything to the disk.
+    """Write checkpoint.json, which records all files of `folder`, and have the system bring everything to the disk.
 
     about: what else to record, such as update, num_processes, num_examples.
     """

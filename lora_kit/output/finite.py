@@ -32,7 +32,7 @@ class FiniteCheck:
         elif self.skips >= SKIPS:
             self.stop(update, f"{SKIPS} updates in a row, up to update {update}, overflowed in fp16 and were skipped")
         elif norm is not None and not math.isfinite(norm) and not skipped:
-            self.stop(update, f"the gradients of update {update} are no finite numbers")
+            self.stop(update, f"the gradients of update {update} are not finite")
 
     def weights(self, update: int) -> bool:
         """Whether the LoRA after so many updates is finite; NotFinite where it must be and isn't."""
@@ -58,9 +58,9 @@ class FiniteCheck:
         if self.precision == "fp16":
             causes.append("fp16 ends at 65,504: try mixed_precision bf16")
         if update == self.first_update:
-            causes.append("it is the first update: the base model, or the checkpoint, may hold no finite numbers")
+            causes.append("it is the first update: the base model, or the checkpoint, may hold NaN or infinity")
         causes = causes or ["a lower learning_rate, or a longer warm-up, is the usual cure"]
         return (
             f"Likely: {'; '.join(causes)}. Checkpoints written before are kept: resume_from_checkpoint 'latest' with "
-            "other settings goes on from there; allow_nan runs on regardless"
+            "other settings continues from there; allow_nan keeps the run going regardless"
         )

@@ -34,7 +34,7 @@ def place_problem(config: TrainingConfig) -> str | None:
     if output == pictures or pictures in output.parents:
         return (
             f"output_dir {config.output_dir!r} lies inside train_data_dir {config.train_data_dir!r}: a validation picture would be "
-            "taken for one to learn from; choose a folder outside"
+            "used for training; choose a folder outside it"
         )
     return None
 
@@ -85,9 +85,9 @@ class OutputFolder:
         with suppress(OSError):  # a disk that can't be read either
             checkpoint = newest_whole(self.path)[0]
         learned = f"what {self.updates} updates learned "
-        learned += f"is in {path}" if path else "is lost, as no other disk takes it either"
+        learned += f"is in {path}" if path else "is lost, since it could not be saved anywhere else either"
         return f"{learned}; " + (
-            f"{checkpoint} is whole: with room, resume from it" if checkpoint else "there is no checkpoint"
+            f"{checkpoint} is whole: make room, then resume from it" if checkpoint else "there is no checkpoint"
         )
 
     def leave(self) -> None:
@@ -149,7 +149,7 @@ class OutputFolder:
         self.open_metrics("".join(map(_line, [start, *records])))
 
     def open_metrics(self, lines: str) -> None:
-        """Have metrics.jsonl hold these lines, the old ones until the new ones stand, and what is written from here on."""
+        """Start metrics.jsonl with these lines and open it for more; the old file stays until the new one is whole."""
         write_whole(self.path / METRICS, lambda part: part.write_text(lines))
         self.metrics = open(self.path / METRICS, "a+", buffering=1)
 
@@ -195,7 +195,7 @@ class OutputFolder:
 
     def make_again(self) -> None:
         """The folder was removed while the run goes on: make it again, with the metrics so far."""
-        print(f"warning: {self.path} was removed, with its checkpoints; it is made again", file=sys.stderr)
+        print(f"warning: {self.path} was removed, with its checkpoints; it is being made again", file=sys.stderr)
         self.metrics.seek(0)
         lines = self.metrics.read()
         self.metrics.close()
@@ -229,7 +229,7 @@ def hold(path: Path) -> Any:
             return hold(path)  # the other run ended and took the file away in between
         holder = path.read_text().strip() or "another run"
         raise ValueError(
-            f"output_dir {str(path.parent)!r} is in use by {holder}: choose another output_dir, or wait for its end"
+            f"output_dir {str(path.parent)!r} is in use by {holder}: choose another output_dir, or wait until it ends"
         ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:

@@ -40,7 +40,7 @@ def save_lora(unet: Any, folder: str | Path, peft_keys: bool = True) -> str:
 
 
 def rescue(save: Callable[[Path], str], output_dir: Path) -> str | None:
-    """The path under which `save`, which takes a folder, could write the LoRA of a run that can't write what it has to: in
+    """Save the LoRA of a run that can't write what it has to, by `save`, which takes a folder, and return its path: in
     output_dir or, where its disk is full, in a folder of its own elsewhere. None where no disk takes it."""
     for place in (
         output_dir,

@@ -128,7 +128,7 @@ def check_resumed(
     changes, refusals = compare(record, config, steps)
     if not refusals and data and record.get("data", data) != data:
         refusals = [
-            "pictures or captions are not those of the run that wrote it: the place in the epoch is one of those"
+            "pictures or captions are not those of the run that wrote it: its place in the epoch counts only for those"
         ]
     if refusals:
         raise ValueError(f"{folder} can't be resumed: {'; '.join(refusals)}")
@@ -157,7 +157,7 @@ def compare(record: dict[str, Any], config: TrainingConfig, steps: Steps) -> tup
             continue  # taken from the run that is resumed
         if changed(name) and name in MOVABLE and Path(str(now[name])).is_dir():
             if Path(str(before.get(name))).resolve() != Path(now[name]).resolve():
-                changes.append(f"{name} was {before.get(name)!r} and is {now[name]!r}, which is taken for the same")
+                changes.append(f"{name} was {before.get(name)!r} and is {now[name]!r}, which is taken to be the same")
         elif changed(name):
             refusals.append(f"{name} was {before.get(name)!r} and is {now[name]!r}: {reason}")
     for name, value, reason in (
@@ -169,7 +169,7 @@ def compare(record: dict[str, Any], config: TrainingConfig, steps: Steps) -> tup
     if steps.total_updates < record["update"]:
         refusals.append(
             f"the run would end at update {steps.total_updates}, and {record['update']} updates are done: "
-            "give more max_train_steps or num_train_epochs"
+            "raise max_train_steps or num_train_epochs"
         )
     if refusals:
         return [], refusals

@@ -79,7 +79,7 @@ def room_problem(config: TrainingConfig, needed: Room, first_update: int = 0) ->
     fit = max(free - needed.lora - needed.rest, 0) // needed.checkpoint if needed.checkpoints else 0
     every = config.checkpointing_steps
     full = (
-        f", so it will be full at about update {(first_update // every + fit + 1) * every}"
+        f", so the disk fills up at about update {(first_update // every + fit + 1) * every}"
         if fit < needed.checkpoints
         else ""
     )

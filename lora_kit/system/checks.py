@@ -119,7 +119,7 @@ def check_text(name: str, text: str, quoted: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} {quoted} is not in UTF-8, which files and logs are: give it a plainer name") from None
+        raise ValueError(f"{name} {quoted} is not in UTF-8, as files and logs must be: use a plainer name") from None
 
 
 def with_home(name: str, path: str) -> str:

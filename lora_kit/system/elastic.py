@@ -1,4 +1,4 @@
-"""torch's elastic launcher, which accelerate's notebook_launcher uses: what it would leave behind, and what that one leaves out."""
+"""torch's elastic launcher, which notebook_launcher uses: cleaning up after it, and a start that the latter lacks."""
 
 import contextlib
 import logging

@@ -23,7 +23,7 @@ class NotWritten(ValueError):
 
 
 def write_whole(path: str | Path, write: Callable[[Path], Any], cure: str = "", mode: int = 0) -> Path:
-    """The path, under which a finished file stands, on the disk even if the power fails.
+    """Write a whole file and return its path; by then it is on the disk even if the power fails.
 
     write: called with a temporary name in the same folder, which is this call's own and ends with ".part". cure: what the reader
     can do where the disk doesn't take it. mode: of the file, such as 0o444, if not the usual one. The folder is made if it is

@@ -1,4 +1,4 @@
-"""The machines of one run meet before anything is started: who is missing is said, and the wait ends.
+"""The machines of one run meet before anything starts, each saying which are missing, for a limited time.
 
 The first machine listens at the port where their processes will meet afterwards, and the others come to it. All is polled
 in Python, so that Ctrl-C ends it at once; torch's own rendezvous waits in C++, in silence.
@@ -31,7 +31,7 @@ class _Wait:
         """missing: what is not there, as the beginning of a sentence. cure: what may be wrong. True where it was said."""
         seconds = time.monotonic() - self.began
         if seconds >= self.limit:
-            raise LaunchError(f"{missing}, for {self.limit} s: {cure}")
+            raise LaunchError(f"{missing} after {self.limit} s: {cure}")
         if seconds < self.next:
             return False
         self.next += self.every
@@ -59,10 +59,10 @@ def _gather(own, port, place, wait):
     with contextlib.ExitStack() as stack:
         with _listener(port) as listener:
             while missing := [rank for rank in range(1, total) if rank not in there]:
-                who = f"{_named(missing, total)} come to {place}"
+                who = f"{_named(missing, total)} connected to {place}"
                 cure = (
-                    f"does launch run there, with machine_rank {missing[0]}, main_process_ip and port of {place}? Is that "
-                    f"an address of this machine which the others can reach, and does no firewall close port {port}?"
+                    f"is launch running with machine_rank {missing[0]}, main_process_ip and port {place}? Is that "
+                    f"an address of this machine that the others can reach, and is port {port} open in the firewall?"
                 )
                 try:
                     said = wait.goes_on(who, cure)
@@ -102,7 +102,7 @@ def _received(connection, own, there):
         return None
     rank = other["machine_rank"]
     free = [number for number in range(1, own["num_machines"]) if number not in there]
-    problems = [] if rank in free else [f"machine_rank {rank!r} is none of those still awaited, {free}"]
+    problems = [] if rank in free else [f"machine_rank {rank!r} is not one of those still expected, {free}"]
     problems += [
         f"{name} is {other[name]!r} there and {own[name]!r} here"
         for name in ("num_machines", "num_processes")
@@ -130,8 +130,8 @@ def _join(own, place_of_first, place, wait):
                     if "error" in told:
                         raise LaunchError(told["error"])
                     missing = told.get("missing", missing)
-                    wait.goes_on(missing, "machine 0 still waits for it")
-                cure = "what answers there is no launch with machine_rank 0, or it has ended"
+                    wait.goes_on(missing, "machine 0 is still waiting")
+                cure = "the program that answers there isn't launch with machine_rank 0, or it has ended"
         except OSError as error:
             cure = _why(error)
         wait.goes_on(who, f"{cure}. Give every machine the same main_process_ip and port")
@@ -142,10 +142,10 @@ def _why(error):
     """What may be wrong where the first machine can't be reached."""
     reason = error.strerror or str(error)
     if isinstance(error, socket.gaierror):
-        return f"its name isn't known here ({reason})"
+        return f"this machine can't look up that name ({reason})"
     if isinstance(error, ConnectionRefusedError):
-        return f"nobody listens there ({reason}): does launch run there, with machine_rank 0?"
-    return f"nothing answers ({reason}): a firewall may close the port, or the address is another machine's"
+        return f"nothing is listening there ({reason}): is launch running there, with machine_rank 0?"
+    return f"nothing answers ({reason}): a firewall may be blocking the port, or the address may be another machine's"
 
 
 def _named(ranks, total):

@@ -220,7 +220,7 @@ def test_the_disk_is_asked_for_room_before_anything_is_encoded(folder):
     if need <= free:
         pytest.skip("this disk has room for a million pictures")
     text = (
-        f"1,000,000 pictures and 1,000,000 captions need {in_bytes(need)} more, and the disk of {store.path.parent} has"
+        f"1,000,000 pictures and 1,000,000 captions need {in_bytes(need)} more, but the disk of {store.path.parent} has"
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         store.open(million)

@@ -37,7 +37,7 @@ def test_grey_keeps_its_levels(kind):
 
 @pytest.mark.parametrize("levels", [[-1.0, 0.5], [0.0, 70_000.0], [0.0, np.nan], [0.0, np.inf]])
 def test_levels_that_mean_nothing_are_refused(levels):
-    with pytest.raises(ValueError, match=r"its grey levels reach from .* save it with 8 bits"):
+    with pytest.raises(ValueError, match=r"its grey levels range from .* save it with 8 bits"):
         as_seen_in_rgb(Image.fromarray(np.array([levels], np.float32)))
 
 

@@ -50,7 +50,7 @@ def test_disk_full_while_a_checkpoint_is_written(tmp_path):
     done = run(folder, size // 2, **constant, resume_from_checkpoint="latest")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert "checkpoint-4 can't be written" in last and "checkpoint-3 is whole: with room, resume from it" in last
+    assert "checkpoint-4 can't be written" in last and "checkpoint-3 is whole: make room, then resume from it" in last
     assert "Traceback" not in done.stderr
     assert {path.name: read(path) for path in checkpoints(folder)} == before
     assert not list(folder.glob("*.part"))
@@ -98,7 +98,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_run(every, tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert "can't be written" in last and ("No space left on device" in last or "(0.0 MB were free)" in last), last
     updates, kept = re.search("what ([0-9]+) updates learned is in (.*?);", last).groups()
-    assert ("there is no checkpoint" if every > 1 else "is whole: with room, resume from it") in last
+    assert ("there is no checkpoint" if every > 1 else "is whole: make room, then resume from it") in last
     if kept != str(folder / LORA):  # where a half-written checkpoint left room for it; that disk is gone now
         assert Path(kept).parents[1] == elsewhere and os.listdir(Path(kept).parent) == [LORA]
         shorter = dict(max_train_steps=updates, checkpointing_steps=99_999)

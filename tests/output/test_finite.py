@@ -111,7 +111,7 @@ def test_what_is_finite_passes():
         (
             0.5,
             math.nan,
-            "the gradients of update 7 are no finite numbers (counted from 0; rate 0.001, gradient norm nan).",
+            "the gradients of update 7 are not finite (counted from 0; rate 0.001, gradient norm nan).",
         ),
     ],
 )
@@ -138,7 +138,7 @@ def test_fp16_skips_what_overflows_but_not_for_ever():
 
 def test_the_first_update_points_at_the_model():
     with pytest.raises(
-        NotFinite, match="it is the first update: the base model, or the checkpoint, may hold no finite"
+        NotFinite, match="it is the first update: the base model, or the checkpoint, may hold NaN or infinity"
     ):
         check(first_update=4).update(4, math.nan, 1e-3, 1.0, False)
 

@@ -179,7 +179,7 @@ def test_a_folder_that_was_moved_is_taken_and_said(once, pictures, tmp_path, cap
     shutil.copytree(pictures, moved)
     stopped = stopped_after(once, 3, tmp_path / "stopped")
     run(stopped, moved, center_crop=True, resume_from_checkpoint="latest")
-    assert f"is {str(moved)!r}, which is taken for the same" in capsys.readouterr().out
+    assert f"is {str(moved)!r}, which is taken to be the same" in capsys.readouterr().out
     wanted, found = digests(once), digests(stopped)
     assert found == wanted
 

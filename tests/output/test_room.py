@@ -101,7 +101,7 @@ def test_what_can_t_fit_is_refused_with_both_figures_and_the_cure(tmp_path):
 
 def test_later_checkpoints_that_don_t_fit_are_a_warning(tmp_path):
     said = check_room(config(tmp_path, checkpointing_steps=1, rank=64), replace(STEPS, max_train_steps=10**7))
-    assert "(10000000 checkpoints; the LoRA 3.0 MB, a checkpoint 9.1 MB), so it will be full at about update " in said
+    assert "(10000000 checkpoints; the LoRA 3.0 MB, a checkpoint 9.1 MB), so the disk fills up at about update " in said
     assert "; make room, or set checkpoints_total_limit " in said
     assert check_room(config(tmp_path, checkpointing_steps=10**9, checkpoints_total_limit=3), STEPS) is None
 
@@ -129,5 +129,5 @@ def test_a_small_disk(tmp_path, monkeypatch):
     assert done.returncode == 1 and not [*cache.glob("encoded-*")]
     assert "has 0.9 MB free, and this run needs 0.9 MB: the LoRA 0.2 MB, a checkpoint 0.7 MB; make room" in done.stderr
     done = Program("lora_kit.training", *argv, disk=(disk, 4_000_000), LORA_KIT_CACHE=str(cache)).end()
-    assert "so it will be full at about update 6; make room, or set checkpoints_total_limit 4" in done.stderr
+    assert "so the disk fills up at about update 6; make room, or set checkpoints_total_limit 4" in done.stderr
     assert done.returncode == 1 and "checkpoint-6 can't be written" in done.stderr.splitlines()[-1]
