@@ -201,7 +201,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
                 about |= dict(loss=loss_value, next_learning_rate=float(optimizer.param_groups[0]["lr"]))
                 write_checkpoint(accelerator, output.path, config, update, about)
             if signal and update < steps.total_updates:
-                go_on = f"checkpoint-{update} is written: --resume_from_checkpoint latest goes on from there"
+                go_on = f"checkpoint-{update} is written: --resume_from_checkpoint latest continues from there"
                 raise Interrupted(f"stopped after {update} of {steps.total_updates} updates; {go_on}", signal)
             if on_update and main:
                 with undisturbed(unet, accelerator.device):

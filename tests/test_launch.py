@@ -394,7 +394,7 @@ def test_in_a_kernel(kernel, tmp_path):
     update = len(updates(tmp_path / "b"))
     assert said == (
         f"KeyboardInterrupt: training was interrupted; its processes have ended: stopped after {update} of 10000 updates; "
-        f"checkpoint-{update} is written: --resume_from_checkpoint latest goes on from there"
+        f"checkpoint-{update} is written: --resume_from_checkpoint latest continues from there"
     )
     assert len(forked) == 2
     assert children(kernel.manager.provisioner.pid) == []

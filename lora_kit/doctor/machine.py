@@ -202,7 +202,7 @@ def output_folder(case: Case) -> list[Finding]:
         return [output_folder.warning(value, reason, "the output_dir of the run to go on with")]
     newest, _, broken = newest_whole(folder) if wanted == "latest" else (None, None, [])
     if broken and newest:
-        reason, cure = f"{broken[0]}; goes on with {newest.name}", f"{newest.name} is whole and will be taken"
+        reason, cure = f"{broken[0]}; resumes from {newest.name}", f"{newest.name} is whole and will be taken"
         return [output_folder.warning(value, reason, cure)]
     if broken:
         return [output_folder.error(value, f"{broken[0]}; none is whole", "leave resume_from_checkpoint out")]
@@ -211,7 +211,7 @@ def output_folder(case: Case) -> list[Finding]:
             find_checkpoint(folder, wanted)
         except ValueError as error:
             return [output_folder.error(value, str(error), "one of its checkpoints, or latest")]
-    return [output_folder.fine(value, f"goes on with {newest.name if newest else wanted}" if wanted else "free")]
+    return [output_folder.fine(value, f"resumes from {newest.name if newest else wanted}" if wanted else "free")]
 
 
 @check("room", needs=("unet", "steps"), see=("05_train.ipynb", "The settings"))

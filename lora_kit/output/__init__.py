@@ -1,1 +1,1 @@
-"""What a run writes: its folder, the LoRA's file, metrics and checkpoints, and how a later run goes on from them."""
+"""What a run writes: its folder, the LoRA's file, metrics and checkpoints, and how a later run resumes."""

@@ -1,4 +1,4 @@
-"""How a run goes on from a checkpoint: which one, what may have changed since, and the state that is restored."""
+"""How a run resumes from a checkpoint: which one, what may have changed since, and the state that is restored."""
 
 import dataclasses
 import json
@@ -21,13 +21,13 @@ FIXED = {
     "use_8bit_adam": "the stored optimizer state is of the other kind",
     "match_diffusers": "random numbers are drawn in another order",
     "seed": "pictures and noise would no longer be those of one run",
-    "style": "the place in the epoch is one of that data set",
-    "dataset_name": "the place in the epoch is one of that data set",
-    "dataset_config_name": "the place in the epoch is one of that data set",
-    "train_data_dir": "the place in the epoch is one of that data set",
-    "max_train_samples": "the place in the epoch is one of that data set",
-    "train_batch_size": "the place in the epoch is counted in its batches",
-    "gradient_accumulation_steps": "the place in the epoch is counted in its updates",
+    "style": "its place in the epoch counts only for that data set",
+    "dataset_name": "its place in the epoch counts only for that data set",
+    "dataset_config_name": "its place in the epoch counts only for that data set",
+    "train_data_dir": "its place in the epoch counts only for that data set",
+    "max_train_samples": "its place in the epoch counts only for that data set",
+    "train_batch_size": "its place in the epoch is counted in its batches",
+    "gradient_accumulation_steps": "its place in the epoch is counted in its updates",
 }
 MOVABLE = ("pretrained_model_name_or_path", "train_data_dir", "dataset_name")  # a folder may have another path now
 SCHEDULE = (
@@ -162,7 +162,7 @@ def compare(record: dict[str, Any], config: TrainingConfig, steps: Steps) -> tup
             refusals.append(f"{name} was {before.get(name)!r} and is {now[name]!r}: {reason}")
     for name, value, reason in (
         ("num_processes", steps.num_processes, "each process has its own random state and its own pictures"),
-        ("num_examples", steps.num_examples, "the place in the epoch is one of that data set"),
+        ("num_examples", steps.num_examples, "its place in the epoch counts only for that data set"),
     ):
         if record[name] != value:
             refusals.append(f"{name} was {record[name]} and is {value}: {reason}")
@@ -195,7 +195,7 @@ def _schedule_change(record, config, steps, names, before, now):
     if new is None:
         return f"{text}, all of which are done"
     jump = (
-        "goes on without a jump"
+        "continues without a jump"
         if math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-8)
         else f"jumps from {old:.3g} to {new:.3g}"
     )

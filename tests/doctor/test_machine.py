@@ -106,12 +106,12 @@ def test_output_folders(tmp_path):
     (other / "checkpoint-3").mkdir()
     seal(other / "checkpoint-3", settings, update=3, num_processes=1, num_examples=8, next_learning_rate=1e-3)
     other_run = finding(other, resume_from_checkpoint="latest")
-    assert other_run.status == WARNING and "goes on with checkpoint-3" in other_run.reason
+    assert other_run.status == WARNING and "resumes from checkpoint-3" in other_run.reason
     shutil.rmtree(other / "checkpoint-5")
     for wanted in ("checkpoint-3", str(other / "checkpoint-3")):
-        assert finding(other, resume_from_checkpoint=wanted).reason == f"goes on with {wanted}"
+        assert finding(other, resume_from_checkpoint=wanted).reason == f"resumes from {wanted}"
     assert "is not there" in finding(other, resume_from_checkpoint=str(tmp_path / "checkpoint-3")).reason
-    assert finding(other, resume_from_checkpoint="latest").reason == "goes on with checkpoint-3"
+    assert finding(other, resume_from_checkpoint="latest").reason == "resumes from checkpoint-3"
     assert sorted(path.name for path in other.iterdir()) == ["checkpoint-3", "metrics.jsonl"]
 
 
