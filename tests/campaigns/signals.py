@@ -154,7 +154,7 @@ def campaign(kills, work, seed=0, progress=None):
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "log.txt", "w") as log:
         unbroken = {}
-        for processes in (1, 2):
+        for processes in {1 + number % 2 for number in range(kills)}:
             folder = work / f"unbroken-{processes}"
             shutil.rmtree(folder, ignore_errors=True)
             whole_run(processes, folder, cache, log)
@@ -197,7 +197,7 @@ def table(records):
         counts = [sum(bool(one[name]) for one in some) for name in names]
         lines.append(f"| {key[0]} | {key[1]} | {len(some)} | {' | '.join(map(str, counts))} |")
     same, all_of_them = sum(one["same"] for one in records), len(records)
-    return "\n".join([*lines, f"\n{same} of {all_of_them} go on to the unbroken run's end."])
+    return "\n".join([*lines, f"\n{same} of {all_of_them} resume to the unbroken run's end."])
 
 
 def main():
