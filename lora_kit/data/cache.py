@@ -1,7 +1,6 @@
 """Encodings on disk: found again by what they were made of, and read only where they are whole."""
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import cache_dir
 from lora_kit.data.encoding import Plan, encoding_batch
-from lora_kit.data.identity import text_digest
 from lora_kit.data.records import SealedRecords
 from lora_kit.models import model_path
 from lora_kit.system.checks import checked, shown
-from lora_kit.system.files import UNUSED_DAYS, free_bytes, in_bytes, reason, write_whole
+from lora_kit.system.files import UNUSED_DAYS, free_bytes, in_bytes, json_digest, read_sealed, reason, write_sealed
 
 if TYPE_CHECKING:
     import torch
@@ -62,17 +60,13 @@ class EncodingCache:
             "last batch": ways.largest_encoding_batch is None and min(num_processes, 2),  # on several it is filled up
             "computed": [str(dtype), device.type],
         }
-        self.key, self.dtype = text_digest(known), dtype
+        self.key, self.dtype = json_digest(known), dtype
         self.path = cache_dir() / f"encoded-{self.key[:32]}"
 
     def read(self) -> Plan | None:
         """The plan that was written, or None where there is none or it is not whole."""
-        try:
-            stored = json.loads((self.path / "plan.json").read_text())
-            plan, digest = stored["plan"], stored["digest"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        if digest != text_digest([self.key, plan]) or list(plan) != list(Plan._fields):
+        key, plan = read_sealed(self.path / "plan.json") or (None, {})
+        if key != self.key or list(plan) != list(Plan._fields):
             return None
         with contextlib.suppress(OSError):
             os.utime(self.path / "plan.json")  # when it was last used
@@ -80,9 +74,7 @@ class EncodingCache:
 
     def write(self, plan: Plan) -> None:
         """Keep `plan`. Raises ValueError where the disk does not take it."""
-        plan = json.loads(json.dumps(plan._asdict()))
-        text = json.dumps({"plan": plan, "digest": text_digest([self.key, plan])})
-        write_whole(self.path / "plan.json", lambda part: part.write_text(text), CURE)
+        write_sealed(self.path / "plan.json", [self.key, plan._asdict()], CURE)
 
     def open(self, plan: Plan) -> tuple[SealedRecords, SealedRecords | None]:
         """(captions, pictures) as far as they are encoded; None where pictures aren't kept. What is missing is made room for (`evict`).

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.batches import TrainingPictures, cut_captions, tokenize
-from lora_kit.data.identity import text_digest
 from lora_kit.data.images import CaptionedImages
 from lora_kit.data.records import SealedRecords
+from lora_kit.system.files import json_digest
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
             shape = (len(sizes), flips, len(images), 2, about.latent_channels, side, side)
         hidden = (len(texts), tokenizer.model_max_length, text_encoder.config.hidden_size)
         cut = len(cut_captions(texts, tokenizer))
-        digest = text_digest([texts, captions])
+        digest = json_digest([texts, captions])
         return cls(captions, hidden, shape, float(vae.config.scaling_factor), tuple(sizes), cut, digest)
 
 
@@ -136,7 +136,7 @@ class EncodedPictures(TrainingPictures):
         if self._texts is None:
             self.images = self.images or self.load()
             self._texts, captions = distinct_captions(self.images)
-            if text_digest([self._texts, captions]) != self.plan.digest:
+            if json_digest([self._texts, captions]) != self.plan.digest:
                 raise ValueError("the pictures or their captions have changed since the run began: begin it again")
         return self._texts
 

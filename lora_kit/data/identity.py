@@ -1,8 +1,6 @@
 """Which data these are, by content: exchanged pictures are noticed, and a moved folder is still the same data."""
 
 import contextlib
-import hashlib
-import json
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from lora_kit.data.emoji import STYLE_PACKAGES, STYLES, cache_dir
 from lora_kit.data.folder import ARCHIVES, METADATA, local_folder, named_data_set, visible_files
 from lora_kit.data.images import CaptionedImages
 from lora_kit.data.pictures import readable_suffixes
-from lora_kit.system.files import write_whole
+from lora_kit.system.files import file_digest, json_digest, read_sealed, write_sealed
 
 
 def data_identity(config: TrainingConfig, images: CaptionedImages | None = None) -> str:
@@ -21,11 +19,11 @@ def data_identity(config: TrainingConfig, images: CaptionedImages | None = None)
     whose `images` are needed, by its captions and by what its maker calls it.
     """
     if config.style is not None:
-        return text_digest([STYLES[config.style], [version(package) for package in STYLE_PACKAGES]])
+        return json_digest([STYLES[config.style], [version(package) for package in STYLE_PACKAGES]])
     folder = local_folder(config)
     if folder is not None:
-        return text_digest([config.dataset_config_name, file_digests(folder, data_files(folder, config))])
-    return text_digest([images.captions(index) for index in range(len(images))])
+        return json_digest([config.dataset_config_name, file_digests(folder, data_files(folder, config))])
+    return json_digest([images.captions(index) for index in range(len(images))])
 
 
 def data_files(folder: Path, config: TrainingConfig) -> list[Path]:
@@ -43,32 +41,14 @@ def file_digests(folder: Path, files: list[Path]) -> list[list[str]]:
     What was read is kept beside the encodings: size, times and number of each file, and its digest. Replacing a file changes its
     number or the time of its change, which no copying program sets.
     """
-    index = cache_dir() / f"files-{text_digest(str(folder))[:20]}.json"
-    try:
-        known = json.loads(index.read_text())
-        known = known if isinstance(known, dict) else {}
-    except (OSError, ValueError):
-        known = {}
-    found = {}
+    index = cache_dir() / f"files-{json_digest(str(folder))[:20]}.json"
+    known, found = read_sealed(index) or {}, {}
     for path in files:
         name, stat = str(path.relative_to(folder)), path.stat()
         now = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         *before, digest = known.get(name) or [None]
-        found[name] = [*now, digest if before == now else _digest_of(path)]
+        found[name] = [*now, digest if before == now else file_digest(path)]
     if found != known:
         with contextlib.suppress(ValueError):  # a full disk: then everything is read again the next time
-            write_whole(index, lambda part: part.write_text(json.dumps(found)))
+            write_sealed(index, found)
     return [[name, about[-1]] for name, about in sorted(found.items())]
-
-
-def _digest_of(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def text_digest(value: object) -> str:
-    """The digest of a value that JSON can write."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -7,7 +7,6 @@ is broken.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
-from lora_kit.system.files import NotWritten, free_bytes, in_bytes, put_in_place, reason, sync
+from lora_kit.system.files import NotWritten, file_digest, free_bytes, in_bytes, json_digest, put_in_place, reason, sync
 
 MANIFEST, FORMAT = "checkpoint.json", 2
 NAME = re.compile("checkpoint-[1-9][0-9]*")
@@ -51,12 +50,11 @@ def seal(folder: str | Path, config: TrainingConfig, **about: Any) -> None:
 
 def _seal_of(record):
     """The digest of all that a record says, but for its seal."""
-    return hashlib.sha256(json.dumps({**record, "seal": None}, sort_keys=True).encode()).hexdigest()
+    return json_digest({**record, "seal": None})
 
 
 def _digest(path):
-    content = path.read_bytes()
-    return [len(content), hashlib.sha256(content).hexdigest()]
+    return [path.stat().st_size, file_digest(path)]
 
 
 def read(folder: str | Path) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import glob
+import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -64,6 +66,35 @@ def write_whole(path: str | Path, write: Callable[[Path], Any], cure: str = "", 
 def disk_failed(error: BaseException | None) -> bool:
     """Whether an error is a disk's: full, broken or not to be written."""
     return isinstance(error, NotWritten) or (isinstance(error, OSError) and error.errno in FULL)
+
+
+def json_digest(value: object) -> str:
+    """The SHA-256 of a value that JSON can write, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def write_sealed(path: Path, value: object, cure: str = "") -> None:
+    """Write a value as JSON with its digest, for `read_sealed`. Raises NotWritten, as `write_whole` does."""
+    text = json.dumps({"value": value, "seal": json_digest(value)})
+    write_whole(path, lambda part: part.write_text(text), cure)
+
+
+def read_sealed(path: Path) -> Any:
+    """What `write_sealed` wrote, or None where there is nothing, or nothing that is as it was written."""
+    try:
+        stored = json.loads(path.read_text())
+        return stored["value"] if stored["seal"] == json_digest(stored["value"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def file_digest(path: str | Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def put_in_place(part: Path, final: Path) -> None:

@@ -45,7 +45,7 @@ COMMANDS = {
     "notebook": ["-c", NOTEBOOK],
 }
 PREFIXES = "ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM|DYNAMO|FP8|TE|MSAMP|AO"
-NAME = re.compile(rf"[\"']((?:{PREFIXES})_[A-Z_0-9]+)[\"'{{]")
+NAME = re.compile(rf"[\"']((?:{PREFIXES})_[A-Z_0-9]*[A-Z0-9])[\"'{{]")
 WAIT = 300  # seconds after which a command is taken for one that never ends
 
 

@@ -63,14 +63,16 @@ def test_what_is_no_data_is_left_out(folder):
     assert data_identity(config(folder)) == before
 
 
-@pytest.mark.parametrize("kept", ["whole", "damaged", "of another kind", "nowhere"])
+@pytest.mark.parametrize("kept", ["whole", "damaged", "a digit", "of another kind", "nowhere"])
 def test_files_are_read_once(kept, folder, monkeypatch, tmp_path):
     before, read = data_identity(config(folder)), []
-    digest = identity._digest_of
-    monkeypatch.setattr(identity, "_digest_of", lambda path: read.append(path.name) or digest(path))
+    digest = identity.file_digest
+    monkeypatch.setattr(identity, "file_digest", lambda path: read.append(path.name) or digest(path))
     (index,) = (tmp_path / "cache").glob("files-*.json")
     if kept == "damaged":
         index.write_bytes(index.read_bytes()[:-30])
+    elif kept == "a digit":
+        index.write_text(index.read_text().translate(str.maketrans("1", "3")))
     elif kept == "of another kind":
         index.write_text("[1]")
     elif kept == "nowhere":
