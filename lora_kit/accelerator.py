@@ -3,7 +3,10 @@
 `accelerate launch` hands its configuration file on in such variables. Source: accelerate, accelerator.py and state.py.
 """
 
+import contextlib
 import os
+import re
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ OTHER_LOOPS = (  # what would split the model or the batches in another way than
     "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG",
     "ACCELERATE_USE_SAGEMAKER",
 )  # fmt: skip
+PREFIXES = ("ACCELERATE_", "FORK_LAUNCHED")  # of what accelerate reads for every run
 YES = ("1", "true", "yes", "y", "t", "on")
 
 
@@ -58,6 +62,22 @@ def environment_set_aside(config: TrainingConfig) -> list[str]:
     return said
 
 
+@contextlib.contextmanager
+def naming_variables() -> Iterator[None]:
+    """A block in which an error of accelerate's that quotes the value of one of its variables becomes a ValueError that names it."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:  # accelerate's own name no variable
+        quoted = re.findall(r"'([^']*)'|invalid truth value (.*)", str(error))
+        words = {word.lower() for found in quoted for word in found if word}
+        for name, value in sorted(os.environ.items()):
+            if name.startswith(PREFIXES) and value.lower() in words:
+                raise ValueError(
+                    f"{name} {shown(value)} in the environment can't be read by accelerate ({error}); unset it"
+                ) from error
+        raise
+
+
 def environment_of_run() -> dict[str, str]:
     """The variables of accelerate that were set when the run began."""
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith("ACCELERATE_")}
@@ -76,20 +96,21 @@ def start_accelerator(config: TrainingConfig) -> Any:
 
     if problems := environment_problems(config):
         raise ValueError("; ".join(problems))
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else several CPU processes would be unrelated runs
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
-        dynamo_backend="no",  # this and the plugin: else the environment would decide
-        mixed_precision=config.mixed_precision,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(
-            project_dir=config.output_dir, logging_dir=str(Path(config.output_dir, config.logging_dir))
-        ),
-        # a millisecond more, since accelerate passes over 600 s, its default for NCCL, and gloo has another
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.ddp_timeout, milliseconds=1))],
-        # without it the order of the pictures comes from torch's global generator, as in diffusers' script
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=config.behaviour.draws_from_seed),
-    )
+    with naming_variables():
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else several CPU processes would be unrelated runs
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
+            dynamo_backend="no",  # this and the plugin: else the environment would decide
+            mixed_precision=config.mixed_precision,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(
+                project_dir=config.output_dir, logging_dir=str(Path(config.output_dir, config.logging_dir))
+            ),
+            # a millisecond more, since accelerate passes over 600 s, its default for NCCL, and gloo has another
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.ddp_timeout, milliseconds=1))],
+            # without it the order of the pictures comes from torch's global generator, as in diffusers' script
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=config.behaviour.draws_from_seed),
+        )
     for sentence in environment_set_aside(config):
         accelerator.print(f"warning: {sentence}")
     return accelerator

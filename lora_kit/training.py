@@ -34,7 +34,7 @@ from lora_kit.parameters import add_lora
 from lora_kit.schedules import Schedule
 from lora_kit.steps import Steps
 from lora_kit.system.devices import device_name
-from lora_kit.system.imports import collecting_later, quiet_imports, without_bitsandbytes
+from lora_kit.system.imports import collecting_later, without_bitsandbytes
 from lora_kit.system.signals import Interrupted, StopSignals
 from lora_kit.system.state import own_accelerate_state, tf32, undisturbed
 from lora_kit.system.world import leave_process_group, prove_world
@@ -235,7 +235,6 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line. Prints what was done; the exit status is 1 with the reason in one line where it can't be."""
     config = parse_args(argv)
-    quiet_imports()
     try:
         with (
             collecting_later() as collect,

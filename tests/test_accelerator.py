@@ -3,9 +3,17 @@
 import pytest
 from running import CPU_ONLY, records, torchrun
 
-from lora_kit.accelerator import OTHER_LOOPS, environment_problems, environment_set_aside, start_accelerator
+from lora_kit.accelerator import (
+    OTHER_LOOPS,
+    environment_problems,
+    environment_set_aside,
+    naming_variables,
+    start_accelerator,
+)
 from lora_kit.config import TrainingConfig
 from lora_kit.output.lora_file import LORA
+from lora_kit.system.imports import quiet_imports
+from lora_kit.system.state import own_accelerate_state
 from lora_kit.training import train
 
 RUN = dict(
@@ -51,6 +59,41 @@ def test_what_says_nothing_is_not_mentioned(environment):
     assert environment_set_aside(TrainingConfig(**RUN | {"gradient_accumulation_steps": 2})) == []
     environment("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
     assert environment_set_aside(TrainingConfig(**RUN | {"gradient_accumulation_steps": 2})) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_TORCH_DEVICE", "1"),
+        ("ACCELERATE_FP8_BACKEND", "some"),
+        ("ACCELERATE_DEBUG_MODE", "perhaps"),
+        ("FORK_LAUNCHED", "Maybe"),
+    ],
+)
+def test_a_value_that_accelerate_cannot_read_is_named(name, value, environment):
+    environment(name, value)
+    with (
+        pytest.raises(ValueError, match=f"{name} '{value}' in the environment can't be read by accelerate"),
+        own_accelerate_state(),
+    ):
+        start_accelerator(TrainingConfig(**RUN))
+
+
+@pytest.mark.parametrize("words", ["No route to host", "expected 1 process", "the port 1 is in use", ""])
+def test_no_variable_is_blamed_for_what_it_did_not_do(words, environment):
+    environment("ACCELERATE_MIXED_PRECISION", "no")
+    environment("ACCELERATE_USE_CPU", "1")
+    environment("ACCELERATE_DYNAMO_MODE", "")
+    with pytest.raises(RuntimeError, match=f"^{words}$"), naming_variables():
+        raise RuntimeError(words)
+
+
+def test_a_log_level_that_is_none_is_named_before_accelerate_is_imported(environment):
+    environment("ACCELERATE_LOG_LEVEL", "1")
+    with pytest.raises(ValueError, match="ACCELERATE_LOG_LEVEL '1' in the environment is no level: give DEBUG"):
+        quiet_imports()
+    environment("ACCELERATE_LOG_LEVEL", "info")
+    quiet_imports()
 
 
 @pytest.mark.parametrize("name", OTHER_LOOPS)

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,14 @@ def quiet_imports() -> None:
     torchvision: diffusers' IP-Adapter code asks for image processors, and transformers says that it takes the PIL ones.
     No LoRA keys: this kit trains the UNet only, so its files have none for the text encoder.
     kernels: on CPUs with AVX512-BF16 bitsandbytes looks for a 4-bit kernel. Every other message still comes through.
+
+    Raises ValueError for an ACCELERATE_LOG_LEVEL that accelerate, which peft imports, could not be imported with.
     """
+    level = os.environ.get("ACCELERATE_LOG_LEVEL")
+    if level is not None and not isinstance(logging.getLevelName(level.upper()), int):
+        raise ValueError(
+            f"ACCELERATE_LOG_LEVEL {level!r} in the environment is no level: give DEBUG, INFO, WARNING, ERROR or CRITICAL, or unset it"
+        )
     for name, words in (
         ("transformers.utils.import_utils", "requires torchvision (not installed)"),
         ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"),

@@ -4,12 +4,14 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from lora_kit.system.imports import quiet_imports
 from lora_kit.system.world import launched, no_launcher
 
 
 @contextlib.contextmanager
 def own_accelerate_state() -> Iterator[None]:
     """A block that begins without accelerate's state and leaves none, unless a launcher set up the process."""
+    quiet_imports()
     from accelerate.state import AcceleratorState
 
     if launched():
