@@ -43,7 +43,7 @@ def front_end(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(params=["jupyterlab", "widgets7"])
+@pytest.fixture(params=["voila", "widgets7"])
 def widgets(request):
     """A front end for each of the two generations of ipywidgets."""
     return request.getfixturevalue(request.param)

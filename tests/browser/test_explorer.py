@@ -229,16 +229,16 @@ def test_the_keyboard_reaches_every_control(widgets, page):
         assert outer == []
 
 
-def test_with_the_keyboard_alone_the_puzzle_is_mended(front_end, page):
+def test_with_the_keyboard_alone_the_puzzle_is_mended(widgets, page):
     """What a stranger would do: choose the puzzle, read why, press the button, copy the command."""
-    reader = Reader(front_end, page)
+    reader = Reader(widgets, page)
     preset = reader.row("preset").locator("select")
     preset.focus()
     preset.press("p")  # the one that begins so
     reader.sees(
         "never reaches its peak", "the same 10 epochs make 380 updates, not 1,500", "Mend it: lr_warmup_steps 38"
     )
-    page.screenshot(path=front_ends.KEPT / f"{front_end.name}-puzzle.png", full_page=True)
+    page.screenshot(path=front_ends.KEPT / f"{widgets.name}-puzzle.png", full_page=True)
     button = page.get_by_role("button", name="Mend it")
     while not button.evaluate("button => button === document.activeElement"):
         page.keyboard.press("Tab")
@@ -318,8 +318,8 @@ SLIDERS = """() => [...document.querySelectorAll(".lora-kit [role=slider]")].map
 )"""
 
 
-def test_who_hears_the_page_hears_the_names_and_the_numbers_of_its_sliders(front_end, page):
-    front_end.show(page)
+def test_who_hears_the_page_hears_the_names_and_the_numbers_of_its_sliders(widgets, page):
+    widgets.show(page)
     page.wait_for_function(f"({SLIDERS})().length >= 15 && ({SLIDERS})().every(([name]) => name)")
     said = dict(page.evaluate(SLIDERS))
     assert len(said) == page.locator(".lora-kit .widget-slider, .lora-kit .widget-hslider").count()

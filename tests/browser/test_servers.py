@@ -15,7 +15,8 @@ from traitlets.config.loader import PyFileConfigLoader
 
 
 @pytest.mark.parametrize(
-    ("name", "as_make"), [("jupyterlab", True), ("jupyterlab", False), ("voila", True)],
+    ("name", "as_make"),
+    [("jupyterlab", True), pytest.param("jupyterlab", False, marks=pytest.mark.long), ("voila", True)],
     ids=["jupyterlab as make starts it", "jupyterlab as it comes", "voila as make starts it"],
 )  # fmt: skip
 def test_a_server_of_make_holds_no_message_back(name, as_make, page, tmp_path):
