@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_kit.config import TrainingConfig
 from lora_kit.system.checks import did_you_mean, with_home
-from lora_kit.system.imports import bars_for_downloads_only, quiet_imports
+from lora_kit.system.imports import NEEDED, bars_for_downloads_only, needed_by, quiet_imports
 
 if TYPE_CHECKING:
     import torch
@@ -145,10 +145,12 @@ def empty_unet(config: TrainingConfig) -> Any:
 
 
 def check_base_model(config: TrainingConfig) -> None:
-    """`check_base` and `check_attention` of a run, before anything is loaded; what can't be read is left to `load_models`."""
+    """`check_base`, and that the packages are there that settings need; what can't be read is left to `load_models`."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    check_attention(config)
+    for name in NEEDED:
+        if getattr(config, name):
+            needed_by(name)
     if not Path(model_path(config.pretrained_model_name_or_path)).is_dir():
         with_home("HF_HOME", str(config.cache_dir or HF_HUB_CACHE))
     try:
@@ -156,20 +158,6 @@ def check_base_model(config: TrainingConfig) -> None:
     except Exception:  # of each library its own
         return
     check_base(config.pretrained_model_name_or_path, about)
-
-
-def check_attention(config: TrainingConfig) -> None:
-    """ValueError where xformers' attention is asked for and can't be had, before any heavy work."""
-    name = "enable_xformers_memory_efficient_attention"
-    if not getattr(config, name):
-        return
-    try:
-        import_module("xformers.ops")
-    except Exception as error:  # one that was built for another torch has its own
-        reason = f"xformers can't be imported ({type(error).__name__} {error})"
-        raise ValueError(
-            f"{name}: {reason}; install it, or leave the setting out: torch's own attention is fused too"
-        ) from None
 
 
 def speed_up(unet: Any, config: TrainingConfig) -> None:
