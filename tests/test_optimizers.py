@@ -115,7 +115,9 @@ def test_missing_bitsandbytes(monkeypatch):
     """Without 8 bits it isn't needed."""
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     assert type(make_optimizer(tensors(), config())) is torch.optim.AdamW
-    with pytest.raises(ValueError, match="^use_8bit_adam: bitsandbytes can't be imported .*; `pip install bitsandbytes`"):
+    with pytest.raises(
+        ValueError, match="^use_8bit_adam: bitsandbytes can't be imported .*; `pip install bitsandbytes`"
+    ):
         make_optimizer(tensors(), config(use_8bit_adam=True))
 
 
