@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.config import FIELDS, TrainingConfig
-from lora_kit.system.checks import shown
+from lora_kit.system.checks import did_you_mean, shown
 
 # variables of accelerate that a setting of the run stands in for: {variable: (setting, what says nothing)}
 STOOD_IN_FOR = {
@@ -26,6 +26,18 @@ OTHER_LOOPS = (  # what would split the model or the batches in another way than
 )  # fmt: skip
 PREFIXES = ("ACCELERATE_", "FORK_LAUNCHED")  # of what accelerate reads for every run
 YES = ("1", "true", "yes", "y", "t", "on")
+# variables that count beside the settings, of accelerate, torch and NVIDIA: whether a value changes what runs
+TAKEN = {
+    "ACCELERATE_MIXED_PRECISION": lambda value, config, gpu: config.mixed_precision is None and value.lower() != "no",
+    "ACCELERATE_USE_CPU": lambda value, config, gpu: gpu and value.lower() in YES,
+    "ACCELERATE_TORCH_DEVICE": lambda value, config, gpu: gpu or value != "cpu",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": lambda value, config, gpu: gpu and value == "1" and not config.allow_tf32,
+    "NVIDIA_TF32_OVERRIDE": lambda value, config, gpu: gpu and value == ("0" if config.allow_tf32 else "1"),
+    "TORCH_COMPILE_DISABLE": lambda value, config, gpu: value == "1" and config.torch_compile,
+    "TORCHDYNAMO_DISABLE": lambda value, config, gpu: value == "1" and config.torch_compile,
+}
+# where models and data come from, which is recorded alone
+SOURCES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT", "HF_DATASETS_IN_MEMORY_MAX_SIZE")
 
 
 def other_loops() -> list[str]:
@@ -78,9 +90,42 @@ def naming_variables() -> Iterator[None]:
         raise
 
 
+def environment_taken(config: TrainingConfig) -> dict[str, str]:
+    """The variables that change what this run does on this machine, without any setting that says so."""
+    import torch
+
+    gpu = torch.accelerator.is_available()
+    return {
+        name: os.environ[name] for name in TAKEN if os.environ.get(name) and TAKEN[name](os.environ[name], config, gpu)
+    }
+
+
 def environment_of_run() -> dict[str, str]:
-    """The variables of accelerate that were set when the run began."""
-    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("ACCELERATE_")}
+    """The variables that were set when the run began, of accelerate and those that count beside the settings, without passwords."""
+    names = [name for name in sorted(os.environ) if name.startswith("ACCELERATE_") or name in (*TAKEN, *SOURCES)]
+    return {name: re.sub("//[^/@]*@", "//", os.environ[name]) for name in names}
+
+
+def tracker_problem(config: TrainingConfig) -> tuple[bool, str, str] | None:
+    """(whether it ends the run, what is wrong with report_to, the cure), or None: accelerate drops a missing tracker in silence."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
+
+    name, known = config.report_to, ["none", "all", *LOGGER_TYPE_TO_CLASS]
+    if name not in known:
+        hint = did_you_mean(name, known)
+        words = f"{hint} It must be" if hint else "give"
+        return (
+            True,
+            f"report_to {shown(name)} is no tracker that accelerate knows",
+            f"{words} one of {', '.join(known)}",
+        )
+    if name in ("none", "all") or name not in LoggerType or name in map(str, get_available_trackers()):
+        return None  # the last but one is a tracker that was registered with accelerate
+    cure = f"`pip install {name}`, or report_to none"
+    if name == FIELDS["report_to"].default:
+        return False, f"report_to {name!r} is not installed: only metrics.jsonl is written", cure
+    return True, f"report_to {name!r} is not installed, so nothing would reach it", cure
 
 
 def start_accelerator(config: TrainingConfig) -> Any:
@@ -94,7 +139,10 @@ def start_accelerator(config: TrainingConfig) -> Any:
         ProjectConfiguration,
     )
 
-    if problems := environment_problems(config):
+    problems, tracker = environment_problems(config), tracker_problem(config)
+    if tracker and tracker[0]:
+        problems.append(f"{tracker[1]}; {tracker[2]}")
+    if problems:
         raise ValueError("; ".join(problems))
     with naming_variables():
         accelerator = Accelerator(
@@ -111,6 +159,8 @@ def start_accelerator(config: TrainingConfig) -> Any:
             # without it the order of the pictures comes from torch's global generator, as in diffusers' script
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=config.behaviour.draws_from_seed),
         )
-    for sentence in environment_set_aside(config):
+    if taken := environment_taken(config):
+        accelerator.print(f"taken from the environment: {', '.join(f'{name} {shown(taken[name])}' for name in taken)}")
+    for sentence in [*environment_set_aside(config), *([f"{tracker[1]}; {tracker[2]}"] if tracker else [])]:
         accelerator.print(f"warning: {sentence}")
     return accelerator

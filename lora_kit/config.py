@@ -110,7 +110,7 @@ class TrainingConfig:
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm; 0 leaves them alone.", low=0.0)
     allow_tf32: bool = setting(False, "Allow TF32 in matrix products (Ampere GPUs and later).")
     mixed_precision: str | None = setting(
-        None, "Left out: what accelerate is configured for.", choices=("no", "fp16", "bf16")
+        None, 'Left out: ACCELERATE_MIXED_PRECISION (`accelerate launch`); else "no".', choices=("no", "fp16", "bf16")
     )
     dataloader_num_workers: int = setting(
         0, "Processes that load pictures; 0 loads them in the training process.", low=0

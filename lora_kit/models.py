@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_kit.config import TrainingConfig
 from lora_kit.system.checks import did_you_mean, with_home
-from lora_kit.system.imports import bars_for_downloads_only, quiet_imports
+from lora_kit.system.files import reason
+from lora_kit.system.imports import NEEDED, bars_for_downloads_only, needed_by, quiet_imports
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +93,12 @@ def load_models(
             try:
                 loaded[part] = load(path, subfolder=folder, cache_dir=config.cache_dir, **options)
             except Exception as error:  # of each library its own; they don't always name the file
-                reason = f"{type(error).__name__} {error}"
-                raise ValueError(f"{name}: its {folder} can't be loaded: {reason}") from error
+                cure = (
+                    f"give a folder whose {folder} is whole"
+                    if Path(path).is_dir()
+                    else "check its name, your login and the network"
+                )
+                raise ValueError(f"{name}: its {folder} can't be loaded: {reason(error)}; {cure}") from error
     models = Models(**loaded)
     for model in (models.text_encoder, models.vae, models.unet):
         if model is not None:
@@ -103,14 +108,20 @@ def load_models(
 
 def check_base(name: str, about: dict[str, Any]) -> None:
     """ValueError where a base model, by its unet/config.json, is of a kind that this loop can't train."""
-    kinds = {
-        "addition_embed_type": (None, "SDXL or one like it, which wants the picture's size and a second text encoder"),
-        "class_embed_type": (None, "one that wants a class for each picture"),
-        "in_channels": (4, "one for inpainting, editing or depth, which is given more than the noisy picture"),
+    classes = "one that wants a class for each picture"
+    kinds = {  # field: what it may be, the first where it is left out; what it is otherwise
+        "addition_embed_type": (
+            (None,),
+            "SDXL or one like it, which wants the picture's size and a second text encoder",
+        ),
+        "class_embed_type": ((None,), classes),
+        "num_class_embeds": ((None,), classes),
+        "encoder_hid_dim_type": ((None, "text_proj"), "one that wants a picture beside the caption"),
+        "in_channels": ((4,), "one for inpainting, editing or depth, which is given more than the noisy picture"),
     }
     for field, (plain, kind) in kinds.items():
-        value = about.get(field, plain)
-        if value != plain:
+        value = about.get(field, plain[0])
+        if value not in plain:
             raise ValueError(
                 f"pretrained_model_name_or_path {name!r} can't be trained by this loop: its UNet has {field} {value!r}, so it is "
                 f"{kind}; give a model of Stable Diffusion 1 or 2"
@@ -133,22 +144,42 @@ def describe_unet(config: TrainingConfig) -> dict[str, Any]:
 
 
 def empty_unet(config: TrainingConfig) -> Any:
-    """The UNet of a run's base model without weights. Raises as `check_base` and `describe_unet` do."""
+    """The UNet of a run's base model without weights. Raises as `check_base`, `check_scheduler` and `describe_unet` do."""
     quiet_imports()
     import torch
     from diffusers import UNet2DConditionModel
 
     about = describe_unet(config)
     check_base(config.pretrained_model_name_or_path, about)
+    check_scheduler(config)
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(about)
 
 
+def check_scheduler(config: TrainingConfig) -> None:
+    """ValueError where the base model predicts what this loop can't train; what can't be read is left to `load_models`."""
+    from diffusers import DDPMScheduler
+
+    name = config.pretrained_model_name_or_path
+    try:
+        about = DDPMScheduler.load_config(model_path(name), subfolder="scheduler", cache_dir=config.cache_dir)
+        predicts = config.prediction_type or about.get("prediction_type", "epsilon")
+    except Exception:  # of each library its own
+        return
+    if predicts not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"pretrained_model_name_or_path {name!r} can't be trained by this loop: its scheduler has prediction_type {predicts!r}; "
+            "give a model that predicts epsilon or v_prediction, or say with prediction_type what yours does"
+        )
+
+
 def check_base_model(config: TrainingConfig) -> None:
-    """`check_base` and `check_attention` of a run, before anything is loaded; what can't be read is left to `load_models`."""
+    """`check_base`, `check_scheduler`, and that the packages are there that settings need; what can't be read is left to `load_models`."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    check_attention(config)
+    for name in NEEDED:
+        if getattr(config, name):
+            needed_by(name)
     if not Path(model_path(config.pretrained_model_name_or_path)).is_dir():
         with_home("HF_HOME", str(config.cache_dir or HF_HUB_CACHE))
     try:
@@ -156,20 +187,7 @@ def check_base_model(config: TrainingConfig) -> None:
     except Exception:  # of each library its own
         return
     check_base(config.pretrained_model_name_or_path, about)
-
-
-def check_attention(config: TrainingConfig) -> None:
-    """ValueError where xformers' attention is asked for and can't be had, before any heavy work."""
-    name = "enable_xformers_memory_efficient_attention"
-    if not getattr(config, name):
-        return
-    try:
-        import_module("xformers.ops")
-    except Exception as error:  # one that was built for another torch has its own
-        reason = f"xformers can't be imported ({type(error).__name__} {error})"
-        raise ValueError(
-            f"{name}: {reason}; install it, or leave the setting out: torch's own attention is fused too"
-        ) from None
+    check_scheduler(config)
 
 
 def speed_up(unet: Any, config: TrainingConfig) -> None:

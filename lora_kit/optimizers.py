@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_kit.config import TrainingConfig
-from lora_kit.system.imports import quiet_imports
+from lora_kit.system.imports import needed_by
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -28,7 +28,7 @@ def make_optimizer(
     steps the schedule all the same. bitsandbytes has no such choice.
 
     Raises TypeError for an iterator, which is empty after the optimizer has read it, so that clipping has nothing to
-    clip; ValueError for an empty list or a frozen parameter; ImportError where bitsandbytes is missing. Warns of
+    clip; ValueError for an empty list or a frozen parameter, and where bitsandbytes can't be imported. Warns of
     16-bit parameters, in which small updates round away.
 
     Source: Loshchilov & Hutter 2017 (arXiv:1711.05101); Dettmers et al. 2021 (arXiv:2110.02861).
@@ -49,13 +49,7 @@ def make_optimizer(
     betas, epsilon, decay = (config.adam_beta1, config.adam_beta2), config.adam_epsilon, config.adam_weight_decay
     settings = dict(lr=rate, betas=betas, eps=epsilon, weight_decay=decay)
     if config.use_8bit_adam:
-        quiet_imports()
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            cure = "`pip install bitsandbytes`, or leave it out"
-            raise ImportError(f"use_8bit_adam needs bitsandbytes: {cure}") from error
-        return AdamW8bit(parameters, **settings)
+        return needed_by("use_8bit_adam").AdamW8bit(parameters, **settings)
     import torch
 
     if fused and all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters):

@@ -5,8 +5,12 @@ from running import CPU_ONLY, records, torchrun
 
 from lora_kit.accelerator import (
     OTHER_LOOPS,
+    SOURCES,
+    TAKEN,
+    environment_of_run,
     environment_problems,
     environment_set_aside,
+    environment_taken,
     naming_variables,
     start_accelerator,
 )
@@ -24,7 +28,7 @@ RUN = dict(
 
 @pytest.fixture
 def environment(monkeypatch):
-    for name in (*OTHER_LOOPS, "ACCELERATE_MIXED_PRECISION"):
+    for name in (*OTHER_LOOPS, *TAKEN, *SOURCES):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch.setenv
 
@@ -59,6 +63,106 @@ def test_what_says_nothing_is_not_mentioned(environment):
     assert environment_set_aside(TrainingConfig(**RUN | {"gradient_accumulation_steps": 2})) == []
     environment("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
     assert environment_set_aside(TrainingConfig(**RUN | {"gradient_accumulation_steps": 2})) == []
+
+
+BESIDE = [  # variable, value, settings, whether there is a GPU, whether it changes what runs
+    ("ACCELERATE_MIXED_PRECISION", "bf16", {}, False, True),
+    ("ACCELERATE_MIXED_PRECISION", "bf16", dict(mixed_precision="no"), False, False),
+    ("ACCELERATE_MIXED_PRECISION", "NO", {}, False, False),
+    ("ACCELERATE_USE_CPU", "True", {}, True, True),
+    ("ACCELERATE_USE_CPU", "True", {}, False, False),
+    ("ACCELERATE_USE_CPU", "False", {}, True, False),
+    ("ACCELERATE_TORCH_DEVICE", "cuda:1", {}, True, True),
+    ("ACCELERATE_TORCH_DEVICE", "meta", {}, False, True),
+    ("ACCELERATE_TORCH_DEVICE", "cpu", {}, True, True),
+    ("ACCELERATE_TORCH_DEVICE", "cpu", {}, False, False),
+    ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1", {}, True, True),
+    ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1", dict(allow_tf32=True), True, False),
+    ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1", {}, False, False),
+    ("NVIDIA_TF32_OVERRIDE", "0", dict(allow_tf32=True), True, True),
+    ("NVIDIA_TF32_OVERRIDE", "0", {}, True, False),
+    ("NVIDIA_TF32_OVERRIDE", "1", {}, True, True),
+    ("TORCH_COMPILE_DISABLE", "1", dict(torch_compile=True), False, True),
+    ("TORCH_COMPILE_DISABLE", "0", dict(torch_compile=True), False, False),
+    ("TORCH_COMPILE_DISABLE", "1", {}, False, False),
+    ("TORCHDYNAMO_DISABLE", "1", dict(torch_compile=True), False, True),
+    ("HF_HUB_OFFLINE", "1", {}, True, False),
+    ("HF_DATASETS_IN_MEMORY_MAX_SIZE", "5", {}, True, False),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "settings", "gpu", "counts"), BESIDE)
+def test_what_counts_beside_the_settings_is_recorded_and_named_where_it_changes_the_run(
+    name, value, settings, gpu, counts, environment, monkeypatch
+):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: gpu)
+    environment(name, value)
+    assert environment_taken(TrainingConfig(**RUN | settings)) == ({name: value} if counts else {})
+    assert environment_of_run()[name] == value
+
+
+def test_an_empty_variable_is_none_and_no_password_is_recorded(environment):
+    for name in TAKEN:
+        environment(name, "")
+    environment("HF_ENDPOINT", "https://me:secret@mirror.example")
+    assert environment_taken(TrainingConfig(**RUN, torch_compile=True)) == {}
+    assert environment_of_run()["HF_ENDPOINT"] == "https://mirror.example"
+
+
+def test_what_is_taken_is_said_once(environment, capsys):
+    environment("ACCELERATE_MIXED_PRECISION", "bf16")
+    environment("TORCH_COMPILE_DISABLE", "1")
+    with own_accelerate_state():
+        start_accelerator(TrainingConfig(**RUN, torch_compile=True))
+    said = "taken from the environment: ACCELERATE_MIXED_PRECISION 'bf16', TORCH_COMPILE_DISABLE '1'\n"
+    assert capsys.readouterr().out == said
+
+
+TRACKERS = [  # report_to, whether it is refused, words
+    (
+        "tensorbord",
+        True,
+        "is no tracker that accelerate knows; did you mean 'tensorboard'? It must be one of none, all, aim,",
+    ),
+    ("something", True, "report_to 'something' is no tracker that accelerate knows; give one of none, all, aim,"),
+    (
+        "wandb",
+        True,
+        "report_to 'wandb' is not installed, so nothing would reach it; `pip install wandb`, or report_to none",
+    ),
+    (
+        "tensorboard",
+        False,
+        "warning: report_to 'tensorboard' is not installed: only metrics.jsonl is written; `pip install",
+    ),
+    ("mlflow", False, ""),
+    ("own", False, ""),
+    ("all", False, ""),
+    ("none", False, ""),
+]
+
+
+@pytest.mark.parametrize(("name", "refused", "words"), TRACKERS)
+def test_a_tracker_that_is_not_there_is_not_dropped_in_silence(name, refused, words, environment, monkeypatch, capsys):
+    from accelerate import tracking
+    from accelerate.utils import LoggerType
+
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.MLFLOW])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "own", tracking.GeneralTracker)
+    asked = []
+    monkeypatch.setattr("accelerate.Accelerator", lambda **options: asked.append(options) or NoAccelerator)
+    if refused:
+        with pytest.raises(ValueError) as caught:
+            start_accelerator(TrainingConfig(**RUN | dict(report_to=name)))
+        assert words in str(caught.value) and not asked
+    else:
+        start_accelerator(TrainingConfig(**RUN | dict(report_to=name)))
+        said = capsys.readouterr().out
+        assert said.startswith(words) and bool(said) == bool(words)
+
+
+class NoAccelerator:
+    print = staticmethod(print)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Bad inputs on the command line: each is refused with a sentence that names the culprit, before the UNet is loaded, and
 leaves everything on disk as it was."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from PIL import Image
 import lora_kit.training
 from lora_kit.config import FIELDS, TrainingConfig, kind_of
 from lora_kit.models import EMBEDDED_MODEL
+from lora_kit.system.imports import NEEDED
 
 RUN = dict(style="outlined", resolution=64, learning_rate=1e-3, max_train_steps=2, train_batch_size=2)
 
@@ -319,11 +319,12 @@ def test_bytes_that_are_no_text(name, refused):
     assert f"{name} " in said and "is not in UTF-8" in said and (name != "hub_token" or "***" in said)
 
 
-def test_xformers_that_is_not_there(refused):
-    if importlib.util.find_spec("xformers"):
-        pytest.skip("xformers is installed")
-    said = refused(RUN | {"enable_xformers_memory_efficient_attention": None})
-    assert "enable_xformers_memory_efficient_attention: xformers can't be imported (ModuleNotFoundError" in said
+@pytest.mark.parametrize("setting", NEEDED)
+def test_a_package_that_is_not_there(setting, refused, monkeypatch):
+    module, _ = NEEDED[setting]
+    monkeypatch.setitem(sys.modules, module, None)
+    said = refused(RUN | {setting: None})
+    assert f"{setting}: {module.partition('.')[0]} can't be imported (ModuleNotFoundError" in said
 
 
 @pytest.mark.parametrize(

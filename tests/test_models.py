@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from lora_kit.config import TrainingConfig
-from lora_kit.models import EMBEDDED_MODEL, check_base, check_base_model, load_models, load_pipeline, model_path
+from lora_kit.models import (
+    EMBEDDED_MODEL,
+    check_base,
+    check_base_model,
+    empty_unet,
+    load_models,
+    load_pipeline,
+    model_path,
+)
 
 
 def config(**settings):
@@ -73,7 +81,7 @@ def test_variant_reaches_the_unet_and_its_weights_become_float32(tmp_path):
     pipeline.to(torch.float16).save_pretrained(tmp_path)
     pipeline.unet.save_pretrained(tmp_path / "unet", variant="fp16")
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(ValueError, match="its unet can't be loaded: OSError"):
+    with pytest.raises(ValueError, match="its unet can't be loaded: OSError .*; give a folder whose unet is whole"):
         load_models(config(pretrained_model_name_or_path=str(tmp_path)))
     pipeline.vae.save_pretrained(tmp_path / "vae", variant="fp16")
     models = load_models(config(pretrained_model_name_or_path=str(tmp_path), variant="fp16"))
@@ -110,6 +118,11 @@ KINDS = {
     "SDXL": (dict(addition_embed_type="text_time"), "addition_embed_type 'text_time', so it is SDXL or one like it"),
     "inpainting": (dict(in_channels=9), "in_channels 9, so it is one for inpainting"),
     "classes": (dict(class_embed_type="timestep"), "class_embed_type 'timestep', so it is one that wants a class"),
+    "numbered classes": (dict(num_class_embeds=10), "num_class_embeds 10, so it is one that wants a class"),
+    "pictures": (
+        dict(encoder_hid_dim_type="ip_image_proj"),
+        "encoder_hid_dim_type 'ip_image_proj', so it is one that wants a",
+    ),
 }
 
 
@@ -123,6 +136,31 @@ def test_a_base_of_another_kind_is_refused_before_it_is_loaded(kind, tmp_path):
     (tmp_path / "unet" / "config.json").write_text(json.dumps(about | change))
     with pytest.raises(ValueError, match=f"can't be trained by this loop: its UNet has {said}"):
         check_base_model(config(pretrained_model_name_or_path=str(tmp_path)))
+
+
+def test_a_base_that_predicts_what_can_not_be_trained_is_refused_before_it_is_loaded(tmp_path):
+    shutil.copy(EMBEDDED_MODEL / "model_index.json", tmp_path)
+    for part in ("unet", "scheduler"):
+        shutil.copytree(EMBEDDED_MODEL / part, tmp_path / part, ignore=shutil.ignore_patterns("*.safetensors"))
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(prediction_type="sample")))
+    base = dict(pretrained_model_name_or_path=str(tmp_path))
+    with pytest.raises(
+        ValueError, match="its scheduler has prediction_type 'sample'; give a model that predicts epsilon or"
+    ):
+        check_base_model(config(**base))
+    with pytest.raises(ValueError, match="its scheduler has prediction_type 'sample'"):
+        empty_unet(config(**base))
+    check_base_model(config(**base, prediction_type="epsilon"))
+
+
+def test_what_lies_behind_an_error_is_said_with_a_cure(tmp_path):
+    shutil.copytree(EMBEDDED_MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    file = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(b"cut short")
+    words = "its unet can't be loaded: SafetensorError .*; give a folder whose unet is whole$"
+    with pytest.raises(ValueError, match=words):
+        load_models(config(pretrained_model_name_or_path=str(tmp_path / "model")), parts=("unet",))
 
 
 @pytest.mark.parametrize("content", [None, "no JSON", "[1]"])

@@ -1,12 +1,9 @@
-"""Checks of this machine and its folders: the pictures, the precision and its places, the output folder."""
+"""Checks of this machine's folders: the pictures, the output folder, and the room for what is written."""
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lora_kit.accelerator import environment_set_aside, other_loops
 from lora_kit.config import DATA_SOURCES, TrainingConfig
 from lora_kit.data.batches import cut_captions
 from lora_kit.data.images import count_images, load_images
@@ -21,7 +18,6 @@ from lora_kit.output.resume import find_checkpoint
 from lora_kit.output.room import room, room_problem
 from lora_kit.system.checks import shown
 
-DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # mixed_precision: torch's name
 DATA = Check("data", see=("00_start_here.ipynb", "The settings"))
 
 
@@ -53,111 +49,6 @@ def _cut(config, images):
     except Exception:  # which the check of the base model says
         return {}
     return cut_captions(texts, tokenizer)
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Where mixed precision is set, and which setting counts.
-
-    flag: the run's own, or None. launcher: accelerate's, from the environment or its configuration file, or None. used:
-    "no", "fp16" or "bf16". problem: why accelerate's can't be taken; "" where it can. fatal: whether it ends the run.
-    """
-
-    flag: str | None
-    launcher: str | None = None
-    problem: str = ""
-    fatal: bool = False
-
-    @classmethod
-    def of(cls, config: TrainingConfig) -> "Precision":
-        """The precision of a configuration on this machine as it stands."""
-        flag, launcher, place = config.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION"), None
-        if launcher is None:
-            try:
-                launcher, place = _from_file()
-            except _Unreadable as error:
-                return cls(flag, None, str(error))
-        launcher = None if launcher is None else str(launcher or "no").lower()
-        if launcher in (None, *DTYPES):
-            return cls(flag, launcher)
-        place = place or "ACCELERATE_MIXED_PRECISION"
-        problem = f"{place} has mixed_precision {shown(launcher)}, which is none of {', '.join(DTYPES)}"
-        return cls(flag, None, problem, flag is None and place == "ACCELERATE_MIXED_PRECISION")
-
-    @property
-    def used(self) -> str:
-        """What the run computes in: the flag, or else accelerate's."""
-        return self.flag or self.launcher or "no"
-
-    @property
-    def dtype(self) -> Any:
-        """The torch dtype of the frozen base."""
-        import torch
-
-        return getattr(torch, DTYPES[self.used])
-
-
-class _Unreadable(Exception):
-    """accelerate's configuration file, and what is wrong with it."""
-
-
-def _from_file() -> tuple[Any, str | None]:
-    """(mixed_precision of accelerate's default configuration file, its path); (None, None) where there is no file."""
-    from accelerate.commands.config import config_args
-
-    path = config_args.default_config_file
-    if not Path(path).is_file():
-        return None, None
-    try:
-        return config_args.load_config_from_file(None).mixed_precision, path
-    except (
-        Exception
-    ) as error:  # of an empty file, of one for SageMaker, of keys that another version wrote: each its own
-        raise _Unreadable(f"accelerate can't read {path}: {type(error).__name__} {error}") from None
-
-
-@check("precision", see=("07_multi_gpu.ipynb", "The run, for one process and for many"))
-def precision(case: Case) -> list[Finding]:
-    """Whether mixed precision is set, readably, in one place only or in all alike."""
-    import torch
-
-    place = Precision.of(case.config)
-    flag, launcher, used = place.flag, place.launcher, place.used
-    value = f"mixed_precision {flag!r}" + (f", accelerate's {launcher!r}" if launcher else "")
-    environment = os.environ.get("MIXED_PRECISION")
-    if used == "fp16" and not torch.accelerator.is_available():
-        return [precision.error(value, "fp16 needs a GPU, and there is none", "bf16 or no")]
-    if place.problem:
-        cure = "`accelerate config` anew, or mixed_precision no, fp16 or bf16, there and here"
-        return [(precision.error if place.fatal else precision.warning)(value, place.problem, cure)]
-    if flag is None and launcher not in (None, "no"):
-        if case.config.behaviour.keeps_lora_in_float32:
-            reason = "set in accelerate's configuration only; lora_kit takes it from there, other scripts may not"
-            return [precision.warning(value, reason, f"say it in both places: mixed_precision {launcher}")]
-        reason = "diffusers' script reads the flag alone where it keeps the LoRA in float32 (D3)"
-        say = precision.error if launcher == "fp16" else precision.warning
-        return [say(value, reason, f"mixed_precision {launcher}")]
-    if flag and launcher and flag != launcher:
-        return [precision.warning(value, "two places disagree; the flag counts", "the same in both places")]
-    if environment and environment.lower() not in ("no", used):
-        reason = (
-            f"MIXED_PRECISION={environment} is in the environment, as notebook_launcher sets it, and nothing reads it"
-        )
-        return [precision.warning(value, reason, f"mixed_precision {environment.lower()}")]
-    return [precision.fine(value, f"computed in {used if used != 'no' else 'fp32'}")]
-
-
-@check("environment", see=("07_multi_gpu.ipynb", "The same from a shell"))
-def environment(case: Case) -> list[Finding]:
-    """What accelerate would read from the environment and this run refuses or sets aside; nothing where there is none."""
-    value, cure = "variables of accelerate", "`accelerate config` anew, or unset it"
-    return [
-        *(environment.error(value, problem, cure) for problem in other_loops()),
-        *(
-            environment.warning(value, sentence, "the setting, if that was meant")
-            for sentence in environment_set_aside(case.config)
-        ),
-    ]
 
 
 @check("upload", see=("05_train.ipynb", "The settings"))

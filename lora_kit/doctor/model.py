@@ -7,8 +7,8 @@ from typing import Any
 
 from lora_kit.config import TrainingConfig
 from lora_kit.doctor.case import Case
+from lora_kit.doctor.environment import Precision
 from lora_kit.doctor.findings import Check, Finding, check
-from lora_kit.doctor.machine import Precision
 from lora_kit.models import empty_unet, model_path
 from lora_kit.parameters import add_lora
 

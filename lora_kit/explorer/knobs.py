@@ -174,7 +174,7 @@ def _knob(name):
     if name == "lr_scheduler":
         return labelled(ipywidgets.Dropdown, name, text, options=LR_SCHEDULERS)
     if name == "mixed_precision":
-        options = [("as accelerate is configured", ""), *((choice, choice) for choice in ("no", "fp16", "bf16"))]
+        options = [("left to the launcher", ""), *((choice, choice) for choice in ("no", "fp16", "bf16"))]
         return labelled(ipywidgets.Dropdown, name, text, options=options)
     if name == "pretrained_model_name_or_path":
         return labelled(ipywidgets.Dropdown, "model", text, options=_models())

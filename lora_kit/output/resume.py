@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.config import FIELDS, TrainingConfig
+from lora_kit.output.base_model import base_identity, exchanged
 from lora_kit.output.checkpoints import checkpoints, newest_whole, read
 from lora_kit.schedules import Schedule
 from lora_kit.steps import Steps
@@ -129,6 +130,11 @@ def check_resumed(
     if not refusals and data and record.get("data", data) != data:
         refusals = [
             "pictures or captions are not those of the run that wrote it: its place in the epoch counts only for those"
+        ]
+    if not refusals and (others := exchanged(record["base"], base_identity(config)) if record.get("base") else []):
+        refusals = [
+            f"unet/{others[0]} of pretrained_model_name_or_path {config.pretrained_model_name_or_path!r} is not that of the run that "
+            "wrote it: the LoRA belongs to that base model"
         ]
     if refusals:
         raise ValueError(f"{folder} can't be resumed: {'; '.join(refusals)}")

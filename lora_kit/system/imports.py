@@ -6,6 +6,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+
+from lora_kit.system.files import reason
+
+NEEDED = {  # a setting, the module that it needs, and what to do where that can't be had
+    "enable_xformers_memory_efficient_attention": (
+        "xformers.ops",
+        "install it, or leave the setting out: torch's own attention is fused too",
+    ),
+    "use_8bit_adam": ("bitsandbytes.optim", "`pip install bitsandbytes`, or leave the setting out"),
+}
 
 
 def quiet_imports() -> None:
@@ -38,6 +50,17 @@ class _Without:
 
     def filter(self, record):
         return self.words not in str(record.msg)
+
+
+def needed_by(setting: str) -> ModuleType:
+    """The module that a setting of `NEEDED` needs. Raises ValueError, with a cure, where it can't be imported."""
+    module, cure = NEEDED[setting]
+    quiet_imports()
+    try:
+        return import_module(module)
+    except Exception as error:  # one that was built for another torch or CUDA has its own
+        package = module.partition(".")[0]
+        raise ValueError(f"{setting}: {package} can't be imported ({reason(error)}); {cure}") from error
 
 
 @contextmanager

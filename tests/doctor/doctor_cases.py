@@ -4,7 +4,9 @@ from lora_kit.config import quiet_config
 from lora_kit.doctor import ERROR, WARNING, examine
 from lora_kit.models import load_models
 
-SOUND = dict(style="outlined", resolution=64, learning_rate=1e-3, train_batch_size=8, max_train_steps=100)
+SOUND = dict(
+    style="outlined", resolution=64, learning_rate=1e-3, train_batch_size=8, max_train_steps=100, report_to="none"
+)  # fmt: skip
 
 TRAPS = [  # settings, options, check, status, words of value, reason or cure
     (dict(lr_scheduler="constant", lr_warmup_steps=10), {}, "warm-up", WARNING, "ignores it"),

@@ -1,87 +1,16 @@
-"""The checks of this machine: precision in its places, the output folder, the pictures."""
+"""The checks of this machine's folders: the output folder, the pictures, the upload."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from doctor_cases import SOUND, findings_of
 from PIL import Image
 
 from lora_kit.config import TrainingConfig
 from lora_kit.doctor import ERROR, FINE, WARNING, examine
 from lora_kit.output.checkpoints import seal
-
-LOCAL = "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n"
-
-
-def test_precision_in_one_place_only(monkeypatch, tmp_path):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert findings_of("precision")[0].status == WARNING
-    assert findings_of("precision", SOUND | dict(mixed_precision="bf16"))[0].status == FINE
-    (finding,) = findings_of("precision", SOUND | dict(mixed_precision="no"))
-    assert "disagree" in finding.reason
-    (finding,) = findings_of("precision", SOUND | dict(match_diffusers=True))
-    assert finding.status == WARNING and "D3" in finding.reason
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
-    monkeypatch.setenv("MIXED_PRECISION", "bf16")
-    (finding,) = findings_of("precision")
-    assert "nothing reads it" in finding.reason
-
-
-def accelerate_s_file(monkeypatch, tmp_path, text):
-    file = tmp_path / "default_config.yaml"
-    file.write_text(text)
-    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(file))
-    monkeypatch.setattr("accelerate.commands.config.config_args.default_yaml_config_file", str(file))
-    return str(file)
-
-
-def test_precision_from_accelerate_s_file(monkeypatch, tmp_path):
-    accelerate_s_file(monkeypatch, tmp_path, LOCAL + "mixed_precision: bf16\n")
-    (finding,) = findings_of("precision")
-    assert finding.status == WARNING and "'bf16'" in finding.value
-
-
-@pytest.mark.parametrize("text", [LOCAL, LOCAL + "mixed_precision: no\n", LOCAL + "mixed_precision: 'no'\n"])
-def test_a_file_that_asks_for_nothing_is_fine(monkeypatch, tmp_path, text):
-    accelerate_s_file(monkeypatch, tmp_path, text)
-    (finding,) = findings_of("precision")
-    assert (finding.status, finding.reason) == (FINE, "computed in fp32")
-
-
-FILES = [
-    ("", "AttributeError"),
-    ("nonsense", "AttributeError"),
-    ("{", "ParserError"),
-    (LOCAL + "mixed_precision: fp8\n", "has mixed_precision 'fp8', which is none of no, fp16, bf16"),
-    (LOCAL + "ipex_config:\n  ipex: false\nmixed_precision: 'no'\n", "unknown keys (['ipex_config'])"),
-    (LOCAL.replace("LOCAL_MACHINE", "AMAZON_SAGEMAKER") + "mixed_precision: fp16\n", "can't read"),
-]
-
-
-@pytest.mark.parametrize("text, words", FILES, ids=[words for _, words in FILES])
-def test_a_file_that_can_not_be_taken_is_a_warning(monkeypatch, tmp_path, text, words):
-    file = accelerate_s_file(monkeypatch, tmp_path, text)
-    (finding,) = findings_of("precision")
-    assert finding.status == WARNING and file in finding.reason and words in finding.reason
-
-
-def test_an_environment_that_can_not_be_taken_is_an_error_where_the_flag_is_silent(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
-    (finding,) = findings_of("precision")
-    assert finding.status == ERROR and "ACCELERATE_MIXED_PRECISION has mixed_precision 'fp8'" in finding.reason
-    (finding,) = findings_of("precision", SOUND | dict(mixed_precision="bf16"))
-    assert finding.status == WARNING
-
-
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="fp16 works on an accelerator")
-def test_fp16_without_a_gpu_is_an_error():
-    assert findings_of("precision", SOUND | dict(mixed_precision="fp16"))[0].status == ERROR
-
-
-# the output folder
 
 
 def test_output_folders(tmp_path):
@@ -141,20 +70,6 @@ def test_pictures_are_counted(tmp_path):
     assert finding.status == FINE and "399 pictures" in finding.reason
     (finding,) = findings_of("data", dict(learning_rate=1e-3, train_data_dir=str(tmp_path / "none")), num_examples=None)
     assert finding.status == ERROR
-
-
-def test_what_the_environment_says_otherwise(monkeypatch):
-    def findings():
-        made = examine(dict(style="outlined", learning_rate=1e-3), num_examples=400)
-        return [(one.status, one.reason) for one in made if one.check == "environment"]
-
-    assert findings() == []
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    (first, refused), (second, aside) = findings()
-    assert (first, second) == ("error", "warning")
-    assert refused.startswith("ACCELERATE_USE_FSDP 'true' in the environment: this loop trains with plain data")
-    assert aside.endswith("is set aside: gradient_accumulation_steps is 1")
 
 
 def test_captions_that_are_cut_are_counted_and_shown(tmp_path):

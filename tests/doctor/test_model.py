@@ -8,7 +8,9 @@ import torch
 from doctor_cases import SOUND, findings_of, loaded_unet
 from torch.utils.checkpoint import checkpoint
 
+from lora_kit.config import TrainingConfig
 from lora_kit.doctor import ERROR, FINE
+from lora_kit.models import describe_unet
 from lora_kit.parameters import add_lora
 
 
@@ -95,3 +97,15 @@ def test_a_description_that_can_not_be_read_is_an_error(content, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     (finding,) = findings_of("base model", SOUND | dict(pretrained_model_name_or_path=str(tmp_path)))
     assert finding.status == ERROR and finding.reason
+
+
+@pytest.mark.parametrize("change", [dict(in_channels=9), dict(num_class_embeds=10)], ids=str)
+def test_a_base_of_another_kind_is_an_error(change, monkeypatch):
+    about = describe_unet(TrainingConfig(**SOUND)) | change
+    monkeypatch.setattr("lora_kit.models.describe_unet", lambda config: about)
+    (finding,) = findings_of("base model")
+    ((field, value),) = change.items()
+    assert (
+        finding.status == ERROR
+        and f"can't be trained by this loop: its UNet has {field} {value}, so it is" in finding.reason
+    )

@@ -13,6 +13,7 @@ from running import fingerprint, program
 
 from lora_kit.command_line.flags import to_argv
 from lora_kit.config import ConfigWarning, TrainingConfig
+from lora_kit.output.base_model import base_identity
 from lora_kit.output.checkpoints import MANIFEST, checkpoints, newest_whole, read, seal
 from lora_kit.output.folder import LOCK, hold
 from lora_kit.output.lora_file import LORA
@@ -317,7 +318,8 @@ def test_an_old_checkpoint_goes_after_the_new_one_stands(pictures, tmp_path, mon
     monkeypatch.setattr(lora_kit.output.checkpoints, "put_in_place", put_in_place)
     run(tmp_path / "run", pictures, center_crop=True, checkpoints_total_limit=1, max_train_steps=3)
     assert there == [[], ["checkpoint-1"], ["checkpoint-2"]]
-    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-3"]
+    (newest,) = checkpoints(tmp_path / "run")
+    assert newest.name == "checkpoint-3" and read(newest)["base"] == base_identity(config(tmp_path, pictures))
 
 
 def test_seal_brings_every_file_to_the_disk(pictures, tmp_path, monkeypatch):

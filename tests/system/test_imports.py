@@ -1,6 +1,8 @@
 import logging
 
-from lora_kit.system.imports import quiet_imports
+import pytest
+
+from lora_kit.system.imports import needed_by, quiet_imports
 
 
 def test_quiet_imports_silences_three_sentences_only():
@@ -26,3 +28,13 @@ def test_quiet_imports_silences_three_sentences_only():
         finally:
             logger.removeHandler(handler)
         assert seen == ["something else"]
+
+
+def test_a_package_that_was_built_for_another_machine_is_named_with_a_cure(monkeypatch):
+    def import_module(name):
+        raise RuntimeError("CUDA Setup failed")
+
+    monkeypatch.setattr("lora_kit.system.imports.import_module", import_module)
+    words = r"use_8bit_adam: bitsandbytes can't be imported \(RuntimeError CUDA Setup failed\); `pip install bitsandbytes`, or"
+    with pytest.raises(ValueError, match=words):
+        needed_by("use_8bit_adam")
