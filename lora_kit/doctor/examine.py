@@ -7,12 +7,13 @@ from typing import Any
 from lora_kit.config import FIELDS, TrainingConfig, check_setting, kind_of
 from lora_kit.doctor.case import Case, plan
 from lora_kit.doctor.findings import CHECKS, Check, Finding, Findings
-from lora_kit.doctor.machine import count_pictures
+from lora_kit.doctor.machine import count_pictures, environment
 from lora_kit.doctor.model import describe, trained_shapes
 from lora_kit.doctor.numbers import unusable_warm_up
 from lora_kit.lr_settings import LR_END, problem_of
 from lora_kit.schedules import Schedule
 from lora_kit.system.checks import is_number, is_whole, shown, whole_number
+from lora_kit.system.imports import quiet_imports
 from lora_kit.system.secret import Secret
 
 OF_NUMBERS = ("lora_kit.doctor.numbers",)  # modules of checks, in the order in which they are asked
@@ -51,6 +52,10 @@ def examine(
     config, unusable, findings = _read(settings)
     if config is None:
         return Findings(findings)
+    try:
+        quiet_imports()
+    except ValueError as error:  # then no library can be asked
+        return Findings([environment.error("variables of accelerate", str(error), "unset it")])
     if num_examples is None:
         num_examples, more = count_pictures(config)
         findings += more
