@@ -25,7 +25,7 @@ USUAL_LEARNING_RATES = (1e-5, 1e-2)
 PATHS = ("pretrained_model_name_or_path", "dataset_name", "resume_from_checkpoint")  # and ..._dir: there ~ is home
 OWN_SETTINGS = (  # what diffusers' script has no flag for
     "style", "target_modules", "lora_alpha", "lr_num_cycles", "lr_power", "lr_step_rules", "match_diffusers", "no_cache",
-    "allow_nan", "attention", "channels_last", "torch_compile", "ddp_timeout",
+    "allow_nan", "attention", "channels_last", "torch_compile", "ddp_timeout", "hub_private_repo",
 )  # fmt: skip
 
 
@@ -42,9 +42,8 @@ def setting(default: Any, help: str, **rules: Any) -> Any:
 class TrainingConfig:
     """The settings of one LoRA training run.
 
-    Raises TypeError for a name that is no setting (and says which one was probably meant) and ValueError for a value
-    that can't work; warns (`ConfigWarning`) of a legal value that is out of the ordinary. Copies with a change:
-    `dataclasses.replace(config, rank=8)`.
+    Raises TypeError for a name that is no setting, and says which was probably meant, and ValueError for a value that can't
+    work; warns (`ConfigWarning`) of what is out of the ordinary. A copy with a change: `dataclasses.replace(config, rank=8)`.
 
     >>> TrainingConfig(style="outlined", learning_rate=1e-3).total_batch_size(num_processes=2)
     32
@@ -132,6 +131,7 @@ class TrainingConfig:
     push_to_hub: bool = setting(False, "Upload the LoRA when the run is done.")
     hub_token: Secret | None = setting(None, "The token for that; a login is safer.")  # noqa: RUF009 -- a plain field
     hub_model_id: str | None = setting(None, "The repository for that; left out: output_dir's name.")
+    hub_private_repo: bool = setting(False, "Make that repository private, where it is new.")
 
     def __post_init__(self):
         for name, value in vars(self).items():

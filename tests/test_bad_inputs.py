@@ -67,6 +67,7 @@ FLAGS = [
     ("use_8bit", None, ["did you mean --use_8bit_adam?"]),
     # settings that don't go together
     ("train_data_dir", ".", ["style 'outlined' and train_data_dir '.'"]),
+    ("push_to_hub", None, ["push_to_hub: HF_HUB_OFFLINE is set"]),
     ("max_train_samples", "400", ["max_train_samples 400 is more than the 399 pictures"]),
     ("resume_from_checkpoint", "checkpoint-7", ["resume_from_checkpoint 'checkpoint-7'", "holds none"]),
     ("target_modules", "to_z", ["no module matched 'to_z'"]),
@@ -214,11 +215,12 @@ def test_bad_data_are_refused(case, tmp_path, refused):
     assert all(word in said for word in words), said
 
 
-def test_a_file_in_place_of_a_folder_is_refused(tmp_path, refused):
+def test_a_folder_that_is_none_or_the_wrong_one_is_refused(tmp_path, refused):
     (tmp_path / "file").write_text("")
     settings = {name: value for name, value in RUN.items() if name != "style"}
     assert "is not a folder" in refused(settings | dict(train_data_dir=str(tmp_path / "file")))
     assert "is not there" in refused(settings | dict(train_data_dir=str(tmp_path / "none")))
+    assert f"lies inside train_data_dir '{tmp_path}'" in refused(settings | dict(train_data_dir=str(tmp_path)))
     assert "is a file" in refused(RUN | dict(pretrained_model_name_or_path=str(tmp_path / "file")))
     said = refused(RUN | dict(output_dir=str(tmp_path / "file"), report_to="none"))
     assert "output_dir" in said and "can't be written" in said

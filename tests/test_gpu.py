@@ -324,11 +324,12 @@ FORK = """
 import sys
 from accelerate import notebook_launcher
 from lora_kit.command_line.flags import parse_args, to_argv
-from lora_kit.launch import _start_one
+from lora_kit.launch import _worker
 from lora_kit.system.devices import available_devices
+from lora_kit.system.elastic import start_one
 from lora_kit.system.world import free_port
 assert available_devices()[1] == "cuda"
-_start_one((parse_args(sys.argv[2:]), sys.argv[1], 1, False), free_port(), 1, 0, "127.0.0.1")
+start_one(_worker, (parse_args(sys.argv[2:]), sys.argv[1], 1, False), "127.0.0.1", free_port(), 1, 0, 60)
 """
 
 

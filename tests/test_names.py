@@ -1,4 +1,4 @@
-"""What notebooks, pages, benchmarks and scripts say of `lora_kit`: names lead to something that is there, commands can be read."""
+"""What notebooks, pages, benchmarks, scripts and tests say of `lora_kit`: names lead to something that is there, commands can be read."""
 
 import json
 import re
@@ -17,7 +17,12 @@ PAGES = [
     ROOT / "docs" / "glossary.md",
     *ROOT.glob("benchmarks/*.md"),
 ]  # the changelog has old names
-PROGRAMS = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("tests/campaigns/*.py")]
+PROGRAMS = [
+    path
+    for folder in ("benchmarks", "scripts", "docs", "tests")  # what tests run only on a GPU or in a browser included
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if path != Path(__file__)  # whose names lead nowhere on purpose
+]
 IMPORT = re.compile(r"from (lora_kit[\w.]*) import (\([^)]*\)|\w+(?: as \w+)?(?:, \w+(?: as \w+)?)*)")
 DOTTED = re.compile(r"\blora_kit(?:\.[A-Za-z_]\w*)+")
 

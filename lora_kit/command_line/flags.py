@@ -122,14 +122,15 @@ def read_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -
 
 
 def nearest_flags(words: Iterable[str], more: Iterable[str] = ()) -> list[tuple[str, str]]:
-    """[(word, ", did you mean --rank?")] for words of a command line that it doesn't know; values are left out.
+    """[(flag, ", did you mean --rank?")] for words of a command line that it doesn't know; values, which may be secret, are
+    left out.
 
     more: flags besides those of the settings, such as a launcher's.
     """
     words, known = list(words), [*(f"--{name}" for name in FIELDS), *more]
-    flags = [word for word in words if word.startswith("-")] or words[:1]
-    near = {word: _meant(word.split("=")[0], known) for word in dict.fromkeys(flags)}
-    return [(word, f", did you mean {near[word]}?" if near[word] else "") for word in flags]
+    flags = [word.partition("=")[0] for word in [word for word in words if word.startswith("-")] or words[:1]]
+    near = {flag: _meant(flag, known) for flag in dict.fromkeys(flags)}
+    return [(flag, f", did you mean {near[flag]}?" if near[flag] else "") for flag in flags]
 
 
 def _meant(flag, known):

@@ -13,7 +13,7 @@ from lora_kit.command_line.flags import build_parser, nearest_flags, read_settin
 from lora_kit.config import quiet_config
 from lora_kit.doctor.examine import SETTINGS, examine
 from lora_kit.doctor.findings import ERROR, Finding, Findings
-from lora_kit.doctor.watch import try_run
+from lora_kit.doctor.watch import TRIAL, try_run
 from lora_kit.system.checks import whole_number
 
 
@@ -53,6 +53,14 @@ def _read_argv(argv) -> tuple[dict[str, Any], argparse.Namespace, list[Finding]]
     return settings, options, [SETTINGS.error(word, "no such flag", hint.lstrip(", ") or lists) for word, hint in hints]
 
 
+def _try(settings, updates) -> list[Finding]:
+    """What a few updates of the run show; what ends them is a finding as well."""
+    try:
+        return try_run(quiet_config(settings), updates)
+    except (ValueError, OSError, RuntimeError) as error:  # the last is torch's, such as for a GPU whose memory is full
+        return [TRIAL.error(f"try_updates {updates}", " ".join(str(error).split()) or type(error).__name__, "")]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings; the exit status is 1 where one is an error, else 0.
 
@@ -61,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings, options, findings = _read_argv(argv)
     findings = Findings(findings + examine(settings, options.num_processes, options.num_examples))
     if options.try_updates and findings.status != ERROR:
-        findings = Findings([*findings, *try_run(quiet_config(settings), options.try_updates)])
+        findings = Findings([*findings, *_try(settings, options.try_updates)])
     print(json.dumps(findings.records(), indent=1, ensure_ascii=False) if options.json else findings)
     return int(findings.status == ERROR)
 

@@ -4,15 +4,17 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lora_kit.config import FIELDS, TrainingConfig, check_setting
+from lora_kit.config import FIELDS, TrainingConfig, check_setting, kind_of
 from lora_kit.doctor.case import Case, plan
 from lora_kit.doctor.findings import CHECKS, Check, Finding, Findings
-from lora_kit.doctor.machine import count_pictures
+from lora_kit.doctor.machine import count_pictures, environment
 from lora_kit.doctor.model import describe, trained_shapes
 from lora_kit.doctor.numbers import unusable_warm_up
 from lora_kit.lr_settings import LR_END, problem_of
 from lora_kit.schedules import Schedule
 from lora_kit.system.checks import is_number, is_whole, shown, whole_number
+from lora_kit.system.imports import quiet_imports
+from lora_kit.system.secret import Secret
 
 OF_NUMBERS = ("lora_kit.doctor.numbers",)  # modules of checks, in the order in which they are asked
 OF_EVERYTHING = ("lora_kit.doctor.model", *OF_NUMBERS, "lora_kit.doctor.environment", "lora_kit.doctor.machine")
@@ -50,6 +52,10 @@ def examine(
     config, unusable, findings = _read(settings)
     if config is None:
         return Findings(findings)
+    try:
+        quiet_imports()
+    except ValueError as error:  # then no library can be asked
+        return Findings([environment.error("variables of accelerate", str(error), "unset it")])
     if num_examples is None:
         num_examples, more = count_pictures(config)
         findings += more
@@ -125,7 +131,10 @@ def _problems(config: TrainingConfig) -> list[str]:
 def _wrong_setting(settings, message):
     named = [name for name in settings if message.startswith((f"{name} ", f"{name!r} "))]
     first = message.split()[0].strip("'")
-    value = f"{named[0]} {shown(settings[named[0]])}" if named else first if first in FIELDS else message.split(":")[0]
+    value = first if first in FIELDS else message.split(":")[0]
+    if named:  # of a name that is no setting the value has no say, and it may be a token
+        kind = kind_of(named[0])[0] if named[0] in FIELDS else Secret
+        value = named[0] if kind is Secret else f"{named[0]} {shown(settings[named[0]])}"
     return SETTINGS.error(value, message, "`python -m lora_kit.training --help` says what each flag takes")
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 GRADIENTS = Check("gradients", see=("01_parameters.ipynb", "B = 0 changes nothing, at first"))
 MOVEMENT = Check("movement", see=("02_optimizers.ipynb", "On a real LoRA"))
+TRIAL = Check("trial", see=("05_train.ipynb", "When it goes wrong: a chart to diagnose by"))
 TINY = 1e-3  # how near to max_grad_norm a clipped norm lies, relative to it
 
 

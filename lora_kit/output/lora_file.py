@@ -114,8 +114,9 @@ def make_repository(config: TrainingConfig) -> str:
     from huggingface_hub import create_repo
 
     token = config.hub_token and config.hub_token.reveal()
+    private = config.hub_private_repo or None  # None: as the account has it; one that is there stays as it is
     try:
-        return create_repo(repository(config), exist_ok=True, token=token).repo_id
+        return create_repo(repository(config), exist_ok=True, private=private, token=token).repo_id
     except Exception as error:  # the network's, and the Hub's own of many kinds
         raise ValueError(
             f"push_to_hub: the Hub makes no repository {repository(config)!r}: {type(error).__name__} {error}; `hf auth login`, "

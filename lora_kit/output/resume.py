@@ -39,7 +39,7 @@ SCHEDULE = (
 FREE = (
     "output_dir", "cache_dir", "logging_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit",
     "resume_from_checkpoint", "validation_prompt", "num_validation_images", "validation_epochs", "push_to_hub",
-    "hub_token", "hub_model_id", "dataloader_num_workers", "no_cache", "variant", "allow_nan",
+    "hub_token", "hub_model_id", "hub_private_repo", "dataloader_num_workers", "no_cache", "variant", "allow_nan",
     "ddp_timeout",
 )  # fmt: skip
 

@@ -95,7 +95,7 @@ def checked(
     }
     right, words = wanted[kind]
     if not right:
-        raise ValueError(f"{name} {shown(value)} is not {words}")
+        raise ValueError(f"{name} {HIDDEN if kind is Secret and value else shown(value)} is not {words}")
     for text in value if kind is tuple else [str(value)] if kind in (str, Secret) else []:
         check_text(name, text, HIDDEN if kind is Secret else shown(text))
     if choices and value not in choices:

@@ -82,8 +82,8 @@ def test_what_a_launcher_adds_is_no_setting():
     ("argv", "words"),
     [
         (["--style=outlined"], "--learning_rate is required"),
-        ([*RUN, "--lr_schedulr=cosine"], "unknown '--lr_schedulr=cosine', did you mean --lr_scheduler?"),
-        ([*RUN, "--lr_sched=cosine"], "unknown '--lr_sched=cosine'"),  # no abbreviations
+        ([*RUN, "--lr_schedulr=cosine"], "unknown '--lr_schedulr', did you mean --lr_scheduler?"),
+        ([*RUN, "--lr_sched=cosine"], "unknown '--lr_sched', did you mean --lr_scheduler?"),  # no abbreviations
         ([*RUN, "stray"], "unknown 'stray'"),
         (["--style=outlined", "--learning_rate=abc"], "invalid float value: 'abc'"),
         (["--style=outlined", "--learning_rate=-1"], "learning_rate -1.0 must be greater than 0"),
@@ -150,7 +150,7 @@ def test_bad_launch(argv, words, capsys):
 
 
 def test_unknown_words():
-    assert nearest_flags(["--rnk=3", "4", "--zzz"]) == [("--rnk=3", ", did you mean --rank?"), ("--zzz", "")]
+    assert nearest_flags(["--rnk=3", "4", "--zzz"]) == [("--rnk", ", did you mean --rank?"), ("--zzz", "")]
     assert nearest_flags(["4", "5"]) == [("4", "")]
     assert nearest_flags(["--num_procesess"], ["--num_processes"]) == [
         ("--num_procesess", ", did you mean --num_processes?")

@@ -66,7 +66,7 @@ def one_thread():
 @pytest.mark.parametrize(
     ("flags", "status", "said"),
     [
-        (["--lr_schedulr=cosine"], 2, "unknown '--lr_schedulr=cosine', did you mean --lr_scheduler?"),
+        (["--lr_schedulr=cosine"], 2, "unknown '--lr_schedulr', did you mean --lr_scheduler?"),
         (["--lr_scheduler=cosin"], 2, "lr_scheduler 'cosin' is unknown; did you mean 'cosine'"),
         (["--pretrained_model_name_or_path=./missing"], 1, "pretrained_model_name_or_path './missing' does not exist"),
     ],

@@ -5,8 +5,10 @@ import json
 import pytest
 from running import run_command
 
+import lora_kit.doctor.__main__
 from lora_kit.doctor import ERROR
 from lora_kit.doctor.__main__ import main
+from lora_kit.output.finite import NotFinite
 
 
 def test_command_line(tmp_path, capsys):
@@ -44,6 +46,29 @@ def test_what_is_wrong_in_the_words_is_a_finding(words, check, said, capsys):
     assert main([*FLAGS, *words, "--json"]) == 1
     errors = [record for record in json.loads(capsys.readouterr().out) if record["status"] == "error"]
     assert [(record["check"], said in record["cure"]) for record in errors] == [(check, True)]
+
+
+def test_a_variable_that_no_library_can_be_imported_with_is_a_finding(monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_LOG_LEVEL", "1")
+    assert main([*FLAGS, "--json"]) == 1
+    (error,) = json.loads(capsys.readouterr().out)
+    assert (error["check"], error["status"]) == ("environment", ERROR)
+    assert error["reason"].startswith("ACCELERATE_LOG_LEVEL '1' in the environment is no level: give DEBUG")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NotFinite("the loss is nan"), OSError(28, "No space left"), RuntimeError("CUDA out of memory.\nTried to")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_ends_the_tried_updates_is_a_finding(error, monkeypatch, capsys):
+    def try_run(config, updates):
+        raise error
+
+    monkeypatch.setattr(lora_kit.doctor.__main__, "try_run", try_run)
+    assert main([*FLAGS, "--resolution=64", "--output_dir=nowhere", "--try_updates=2"]) == 1
+    said = capsys.readouterr().out
+    assert f"✗ trial: try_updates 2. {' '.join(str(error).split())}\n" in said and "1 error(s)" in said
 
 
 @pytest.mark.parametrize("value", ["0", "1.5", "many", "-3"])

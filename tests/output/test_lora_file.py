@@ -1,10 +1,15 @@
 """An upload: asked for before training, and of the LoRA and the pictures alone. The Hub is one that answers here."""
 
+import dataclasses
+from pathlib import Path
+
 import huggingface_hub
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
+import lora_kit.training
 from lora_kit.config import quiet_config
-from lora_kit.output.folder import check_output
+from lora_kit.output.folder import VALIDATION, check_output
 from lora_kit.output.lora_file import LORA, push_to_hub
 
 SETTINGS = dict(style="outlined", learning_rate=1e-3, push_to_hub=True, hub_model_id="lora", hub_token="hf_secret")
@@ -38,7 +43,9 @@ def test_the_repository_is_made_before_training_by_the_first_process_alone(hub):
     check_output(config, main=False)
     assert hub[0] == []
     check_output(config, main=True)
-    assert hub[0] == [("create_repo", ("lora",), dict(exist_ok=True, token="hf_secret"))]
+    check_output(dataclasses.replace(config, hub_private_repo=True), main=True)
+    as_it_is, private = (dict(exist_ok=True, private=private, token="hf_secret") for private in (None, True))
+    assert hub[0] == [("create_repo", ("lora",), as_it_is), ("create_repo", ("lora",), private)]
 
 
 def test_a_refusal_is_known_before_training_and_keeps_the_secret(hub):
@@ -55,6 +62,24 @@ def test_what_goes_up(hub, tmp_path):
     name, _, options = hub[0][-1]
     assert name == "upload_folder" and options["repo_id"] == "me/lora"
     assert options["allow_patterns"] == [LORA, "validation/*"]
+
+
+def test_a_run_asks_first_and_uploads_nothing_that_holds_its_paths(hub, tmp_path, monkeypatch):
+    loaded = lora_kit.training.load_models
+    monkeypatch.setattr(
+        lora_kit.training, "load_models", lambda *words: hub[0].append(("load_models", words, {})) or loaded(*words)
+    )
+    small = dict(resolution=64, max_train_samples=1, train_batch_size=1, max_train_steps=1, report_to="none")
+    small |= dict(validation_prompt="a fish", num_validation_images=1, output_dir=str(tmp_path))
+    lora_kit.training.train(quiet_config(SETTINGS | small), progress=False)
+    assert [name for name, _, _ in hub[0]] == ["create_repo", "load_models", "create_repo", "upload_folder"]
+    options = hub[0][-1][2]
+    assert (options["folder_path"], options["allow_patterns"]) == (tmp_path, [LORA, f"{VALIDATION}/*"])
+    files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    going_up = list(filter_repo_objects(files, allow_patterns=options["allow_patterns"]))
+    assert {Path(name).parts[0] for name in going_up} == {LORA, VALIDATION}
+    with_its_path = {name for name in files if str(tmp_path).encode() in (tmp_path / name).read_bytes()}
+    assert with_its_path and not with_its_path & set(going_up)
 
 
 def test_an_upload_that_fails_says_that_the_lora_is_safe(hub, tmp_path):

@@ -175,6 +175,11 @@ def test_another_number_of_pictures_is_refused(once, pictures, tmp_path):
     assert said == [] and len(refused) == 1 and refused[0].startswith("num_examples was 18 and is 17")
 
 
+def test_another_upload_is_no_change_of_the_run(once, pictures):
+    made = config(once, pictures, center_crop=True, push_to_hub=True, hub_model_id="me/lora", hub_private_repo=True)
+    assert compare(read(once / "checkpoint-3"), made, Steps.of(made, 18)) == ([], [])
+
+
 def test_a_folder_that_was_moved_is_taken_and_said(once, pictures, tmp_path, capsys):
     moved = tmp_path / "moved"
     shutil.copytree(pictures, moved)
