@@ -32,7 +32,7 @@ def cache(made, seed=0, num_processes=1, dtype=torch.float32):
     return EncodingCache(made, seed, num_processes, dtype, torch.device("cpu"), data_identity(made))
 
 
-PLAN = Plan([0, [1, 0], 1], (2, 77, 8), (1, 2, 3, 2, 4, 16, 16), 0.18215, (8,), cut=1, digest="d")
+PLAN = Plan([0, [1, 0], 1], (2, 77, 8), (1, 2, 3, 2, 4, 16, 16), 0.18215, (8,), cut=1, dropped="a red", digest="d")
 
 
 def test_written_is_read_back(folder):
