@@ -178,6 +178,14 @@ def test_a_picture_that_changes_in_the_middle_of_a_run_is_seen_before_it_is_kept
 
 
 @pytest.mark.parametrize("no_cache", [True, False])
+def test_no_collective_waits_while_the_pictures_are_looked_through(no_cache, folder, monkeypatch):
+    """It would end after ddp_timeout, and many pictures take longer."""
+    for name in ("local_main_process_first", "main_process_first", "wait_for_everyone"):
+        monkeypatch.setattr(Accelerator, name, lambda self: pytest.fail("a collective"))
+    assert len(prepared(config(folder, no_cache=no_cache)).dataset) == 7
+
+
+@pytest.mark.parametrize("no_cache", [True, False])
 def test_captions_that_are_cut_are_counted_before_training(no_cache, folder, capsys):
     text = (folder / "metadata.jsonl").read_text()
     (folder / "metadata.jsonl").write_text(text.replace("a picture of 1", "fox " * 20 + "red apple"))
