@@ -1,6 +1,7 @@
 """Bad inputs on the command line: each is refused with a sentence that names the culprit, before the UNet is loaded, and
 leaves everything on disk as it was."""
 
+import io
 import json
 import os
 import shutil
@@ -153,6 +154,11 @@ def png(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def long_picture():
+    Image.new("RGB", (30_000, 1)).save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
 def pictures(folder):
     folder.mkdir()
     lines = []
@@ -183,6 +189,7 @@ DATA = {  # what is done to a sound folder: words of the error
     "no picture": (lambda f, n: put(f, n, b"a text"), ["2.png", "can't be read"]),
     "damaged": (lambda f, n: put(f, n, (f / "1.png").read_bytes()[:45] + b"XXXX" + (f / "1.png").read_bytes()[49:]), ["2.png", "can't be read"]),
     "huge": (lambda f, n: put(f, n, png(60000, 60000)), ["2.png", "can't be read", "3600000000 pixels"]),
+    "long": (lambda f, n: put(f, n, long_picture()), ["2.png is 30,000 x 1: at resolution 64 it would become 1,920,000 x 64 pixels; crop"]),
     "CMYK": (lambda f, n: saved(f, n, "2.jpg", mode="CMYK"), ["2.jpg", "CMYK"]),
     "animated GIF": (lambda f, n: saved(f, n, "2.gif", frames=3), ["2.gif", "animated", "3 frames"]),
     "animated WebP": (lambda f, n: saved(f, n, "2.webp", frames=2), ["2.webp", "animated"]),
@@ -201,8 +208,11 @@ DATA = {  # what is done to a sound folder: words of the error
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", DATA)
-def test_bad_data_are_refused(case, tmp_path, refused):
+SCRIPT = {"match_diffusers": None, "lr_warmup_steps": 0}
+
+
+@pytest.mark.parametrize("case, more", [*((case, {}) for case in DATA), ("long", SCRIPT), ("long", {"no_cache": None})])
+def test_bad_data_are_refused(case, more, tmp_path, refused):
     folder = tmp_path / "pictures"
     lines = pictures(folder)
     change, words = DATA[case]
@@ -211,7 +221,7 @@ def test_bad_data_are_refused(case, tmp_path, refused):
         text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
         (folder / "metadata.jsonl").write_text(text + "\n")
     settings = {name: value for name, value in RUN.items() if name != "style"}
-    said = refused(settings | dict(train_data_dir=str(folder), cache_dir=str(tmp_path.parent / "datasets")))
+    said = refused(settings | more | dict(train_data_dir=str(folder), cache_dir=str(tmp_path.parent / "datasets")))
     assert all(word in said for word in words), said
 
 

@@ -6,6 +6,7 @@ which caption) depends on the seed, the epoch and the index alone, so a resumed 
 """
 
 import hashlib
+import math
 import random
 import warnings
 from collections.abc import Iterable
@@ -141,9 +142,21 @@ class TrainingPictures:
 
         return self.random_flip and bool(torch.rand(1, generator=generator) < 0.5)
 
-    def is_square(self, index: int) -> bool:
-        """Whether picture `index` needs no crop once it is resized."""
-        return _resized(self.images.size(index), self.resolution) == (self.resolution, self.resolution)
+    def all_square(self) -> bool:
+        """Whether no picture needs a crop once it is resized. ValueError names one that is broken, or too long to be resized."""
+        from PIL import Image
+
+        square = True
+        for index in range(len(self.images)):
+            size = self.images.size(index)
+            width, height = _resized(size, self.resolution)
+            if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise ValueError(
+                    f"picture {self.images.name(index)} is {size[0]:,} x {size[1]:,}: at resolution {self.resolution} it would "
+                    f"become {width:,} x {height:,} pixels; crop it"
+                )
+            square &= width == height
+        return square
 
     def pixels(
         self, index: int, generator: "torch.Generator | None" = None, flip: bool | None = None

@@ -114,13 +114,20 @@ def _model_files(config):
     path = model_path(config.pretrained_model_name_or_path)
     if Path(path).is_dir():
         return [_listing(Path(path, part)) for part in ("vae", "text_encoder", "tokenizer")]
-    from huggingface_hub import try_to_load_from_cache
+    stored = [_stored(path, f"{part}/config.json", config) for part in ("vae", "text_encoder")]
+    return [path, config.revision, config.variant, *stored]
 
-    stored = [  # a path that holds the commit; not the file's, whose content the commit names
-        try_to_load_from_cache(path, f"{part}/config.json", cache_dir=config.cache_dir, revision=config.revision)
-        for part in ("vae", "text_encoder")
-    ]
-    return [path, config.revision, config.variant, *map(str, stored)]
+
+def _stored(path, file, config):
+    """Where a small file of a Hub model is: a path that holds the commit, which names the content of all its files."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    place = dict(cache_dir=config.cache_dir, revision=config.revision)
+    stored = try_to_load_from_cache(path, file, **place)
+    if not isinstance(stored, str):
+        with contextlib.suppress(Exception):  # loading the model says what is wrong
+            stored = hf_hub_download(path, file, **place)
+    return str(stored)
 
 
 def cache_limit() -> float:

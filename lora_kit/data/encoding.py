@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 
+CHANGED = "the pictures or their captions have changed since the run began: begin it again"
+
+
 class Plan(NamedTuple):
     """What there is to encode of a data set of N pictures with M different captions.
 
@@ -28,7 +31,7 @@ class Plan(NamedTuple):
     pictures are flipped at random, else 1; V counts `batch_sizes`; None where pictures are cropped at random.
     scaling_factor: the VAE's, which latents are multiplied by. batch_sizes: how many pictures are encoded together: a
     convolution may round differently for another number of them. cut: how many of the M captions are longer than the text
-    encoder reads. digest: of the captions.
+    encoder reads. dropped: the longest end that it doesn't read. digest: of the captions.
     """
 
     captions: list[int | list[int]]
@@ -37,6 +40,7 @@ class Plan(NamedTuple):
     scaling_factor: float
     batch_sizes: tuple[int, ...]
     cut: int
+    dropped: str
     digest: str
 
     @classmethod
@@ -53,16 +57,17 @@ class Plan(NamedTuple):
         pictures = TrainingPictures.of(config, images, tokenizer)
         texts, captions = distinct_captions(images)
         shape = None
-        square = [pictures.is_square(index) for index in range(len(images))]  # of all: one that is broken is named now
-        if config.center_crop or all(square):
+        square = pictures.all_square()  # asked in any case: a picture that is broken is named now
+        if config.center_crop or square:
             about = vae.config
             side = config.resolution >> len(about.block_out_channels) - 1
             flips = 2 if config.random_flip else 1
             shape = (len(sizes), flips, len(images), 2, about.latent_channels, side, side)
         hidden = (len(texts), tokenizer.model_max_length, text_encoder.config.hidden_size)
-        cut = len(cut_captions(texts, tokenizer))
+        cut = cut_captions(texts, tokenizer)
         digest = json_digest([texts, captions])
-        return cls(captions, hidden, shape, float(vae.config.scaling_factor), tuple(sizes), cut, digest)
+        longest = max(cut.values(), key=len, default="")
+        return cls(captions, hidden, shape, float(vae.config.scaling_factor), tuple(sizes), len(cut), longest, digest)
 
 
 def distinct_captions(images: CaptionedImages) -> tuple[list[str], list[int | list[int]]]:
@@ -81,8 +86,8 @@ class EncodedPictures(TrainingPictures):
     What isn't encoded yet stands in the batch as it is: under "new_captions" [(row, its index, text)], under
     "new_pictures" [(row, its index)] and their pixels under "new_pixels".
     Captions, crops and flips are drawn as `TrainingPictures` draws them. images: loaded by `load` if something has to be
-    encoded and they weren't. plan, hidden, posteriors: see `Plan`, and where the encodings are kept. settings: those of
-    `TrainingPictures`.
+    encoded and they weren't. plan, hidden, posteriors: see `Plan`, and where the encodings are kept. unchanged: whether a picture,
+    by its name, is still the one that the encodings are kept for. settings: those of `TrainingPictures`.
     """
 
     def __init__(
@@ -92,10 +97,12 @@ class EncodedPictures(TrainingPictures):
         hidden: SealedRecords,
         posteriors: SealedRecords | None,
         load: Callable[[], CaptionedImages],
+        unchanged: Callable[[str], bool] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(images, None, **settings)
         self.plan, self.hidden, self.posteriors, self.load, self._texts = plan, hidden, posteriors, load, None
+        self.unchanged = unchanged
 
     def __len__(self) -> int:
         return len(self.plan.captions)
@@ -123,6 +130,9 @@ class EncodedPictures(TrainingPictures):
             self.texts()  # which sees to it that the pictures are there
             batch["new_pictures"] = [(row, flips[row], indices[row]) for row in missing]
             batch["new_pixels"] = torch.stack([self.pixels(indices[row], flip=False) for row in missing])
+            for name in (self.images.name(indices[row]) for row in missing):
+                if self.unchanged and not self.unchanged(name):
+                    raise ValueError(f"{CHANGED}; picture {name} is another now")
         return batch
 
     def place(self, together: int, flip: int, index: int) -> int:
@@ -137,7 +147,7 @@ class EncodedPictures(TrainingPictures):
             self.images = self.images or self.load()
             self._texts, captions = distinct_captions(self.images)
             if json_digest([self._texts, captions]) != self.plan.digest:
-                raise ValueError("the pictures or their captions have changed since the run began: begin it again")
+                raise ValueError(CHANGED)
         return self._texts
 
 

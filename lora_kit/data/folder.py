@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
-from lora_kit.data.pictures import check_picture, readable_suffixes
+from lora_kit.data.file_index import FileIndex
+from lora_kit.data.pictures import readable_suffixes
 
 LONGEST_CAPTION = 2000  # characters; CLIP reads 77 tokens, some 300 of them
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
@@ -80,11 +81,17 @@ def check_caption(name: str, caption: Any, column: str, empty: bool, any_length:
             )
 
 
-def check_pictures(names: Sequence[str], pictures: Sequence[Path], any_kind: bool) -> None:
-    """An error for the first of `names` that is missing or broken, or of `pictures` that is not among them."""
-    for name in names:
-        if Path(name).is_absolute():  # else inside an archive or a parquet file: read when it is asked for
-            check_picture(name, any_kind)
+def check_pictures(names: Sequence[str], pictures: Sequence[Path], any_kind: bool, index: FileIndex) -> None:
+    """An error for the first of `names` that is missing or broken, or of `pictures` that is not among them.
+
+    index: of their folder; what it knows to be whole isn't read again.
+    """
+    try:
+        for name in names:
+            if Path(name).is_absolute():  # else inside an archive or a parquet file: read when it is asked for
+                index.check(Path(name), any_kind)
+    finally:
+        index.keep()
     named = {str(Path(name).resolve()) for name in names}
     for picture in pictures:
         if str(picture.resolve()) not in named:

@@ -4,6 +4,7 @@ Columns follow diffusers' examples/text_to_image/train_text_to_image_lora.py.
 """
 
 import glob
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import count_style, load_style
-from lora_kit.data.folder import check_caption, check_folder, check_pictures, local_folder, named_data_set
+from lora_kit.data.file_index import FileIndex
+from lora_kit.data.folder import (
+    METADATA,
+    check_caption,
+    check_folder,
+    check_pictures,
+    local_folder,
+    named_data_set,
+    visible_files,
+)
 from lora_kit.data.pictures import as_seen_in_rgb
 from lora_kit.system.checks import did_you_mean, with_home
+from lora_kit.system.files import reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -27,7 +38,8 @@ class CaptionedImages:
     pictures: a list of PIL pictures, or a data set of one column whose pictures are read when they are asked for.
     captions: for each a text, or a list of texts that all fit. names: what messages call each, such as its file.
     fingerprint: a text that changes when the data do, where their maker has one. as_seen: whether pictures become RGB by
-    `data.pictures.as_seen_in_rgb`, else by PIL's own way, as in diffusers' script.
+    `data.pictures.as_seen_in_rgb`, else by PIL's own way, as in diffusers' script. downloads: name, size and digest of the files
+    that the Hub gave, as far as they are known.
     """
 
     def __init__(
@@ -37,8 +49,10 @@ class CaptionedImages:
         names: Sequence[str],
         fingerprint: str | None = None,
         as_seen: bool = True,
+        downloads: Sequence[Any] = (),
     ) -> None:
         self._pictures, self._captions, self._names, self.fingerprint = pictures, captions, names, fingerprint
+        self.downloads = list(downloads)
         self._to_rgb = as_seen_in_rgb if as_seen else (lambda picture: picture.convert("RGB"))
 
     def __len__(self) -> int:
@@ -47,6 +61,10 @@ class CaptionedImages:
     def captions(self, index: int) -> str | list[str]:
         """The caption at `index`: a text, or a list of texts that all fit."""
         return self._captions[index]
+
+    def name(self, index: int) -> str:
+        """What messages call the picture at `index`: its file's path, where it is a file of this machine."""
+        return self._names[index]
 
     def size(self, index: int) -> tuple[int, int]:
         """The edges of the picture at `index` in pixels; of a file without decoding it, so before any turn that it asks for."""
@@ -75,10 +93,11 @@ class CaptionedImages:
             raise ValueError(f"picture {self._names[index]} can't be read: {error}") from error
 
 
-def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedImages:
+def load_images(config: TrainingConfig, seed: int | None = None, index: FileIndex | None = None) -> CaptionedImages:
     """The captioned pictures that `config` names by style, train_data_dir or dataset_name, as `CaptionedImages`.
 
-    seed: for the choice of max_train_samples, the same on every process; left out: config.seed, or 0.
+    seed: for the choice of max_train_samples, the same on every process; left out: config.seed, or 0. index: of the local folder, if
+    there is one already.
 
     Raises FileNotFoundError for a folder or picture that isn't there, and ValueError, naming the file or the column,
     for more max_train_samples than pictures, an empty folder, a missing or endless caption, an unknown column and, in a
@@ -104,7 +123,7 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
         splits = datasets.load_dataset(source, cache_dir=config.cache_dir, **options)
     except Exception as error:
         if folder is None:
-            raise
+            raise ValueError(f"dataset_name {config.dataset_name!r} can't be loaded: {_hub_cause(error)}") from error
         raise ValueError(f"folder {str(folder)!r} can't be loaded: {_cause(error, folder)}") from error
     if "train" not in splits:
         raise ValueError(f"dataset_name {config.dataset_name!r} has no split 'train'; it has {', '.join(splits)}")
@@ -124,9 +143,32 @@ def load_images(config: TrainingConfig, seed: int | None = None) -> CaptionedIma
     for name, caption in zip(names, captions, strict=True):
         check_caption(name, caption, caption_column, folder is None, not config.behaviour.refuses_bad_fit)
     if folder is not None:
-        every = not by_name and config.max_train_samples is None
-        check_pictures(names, files if every else [], any_kind=not config.behaviour.refuses_bad_fit)
-    return CaptionedImages(pictures, captions, names, rows._fingerprint, config.behaviour.shows_pictures_as_seen)
+        every = config.max_train_samples is None and (not by_name or _all_in_train(folder, splits, config))
+        check_pictures(names, files if every else [], not config.behaviour.refuses_bad_fit, index or FileIndex(folder))
+    downloads = [] if folder else downloads_of(rows.info)
+    return CaptionedImages(
+        pictures, captions, names, rows._fingerprint, config.behaviour.shows_pictures_as_seen, downloads
+    )
+
+
+def _all_in_train(folder, splits, config):
+    """Whether each picture of a folder that dataset_name names ought to be in its split "train"."""
+    metadata = [path for path in visible_files(folder) if path.name in METADATA]
+    narrowed = config.train_data_dir or (folder / "README.md").exists()  # which may say what belongs to the data
+    return len(metadata) == 1 and list(splits) == ["train"] and not narrowed
+
+
+def downloads_of(info: Any) -> list[list[Any]]:
+    """[[name, size, digest or None]] of the files that were downloaded, whichever commit they came with."""
+    files = sorted((info.download_checksums or {}).items())
+    return [[re.sub("@[0-9a-f]{40}/", "/", name), *about.values()] for name, about in files]
+
+
+def _hub_cause(error):
+    """What load_dataset says of the Hub's data; where it only says that there was an error, what that was."""
+    from datasets.exceptions import DatasetGenerationError
+
+    return reason(error) if isinstance(error, DatasetGenerationError) else f"{type(error).__name__} {error}"
 
 
 def _cause(error, folder):

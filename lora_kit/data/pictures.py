@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 ANIMATED = ("GIF", "PNG", "WEBP")  # formats that may be films; a phone's JPEG may hold a second picture, which is none
+FLOATS = {1: -1, 255: 16, 65_535: 4095}  # full scale: what the highest level is above, or it may be meant otherwise
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # PIL opens some files of 16 bits as I, which has 32
 
 
@@ -14,7 +15,7 @@ def as_seen_in_rgb(picture: "Picture") -> "Picture":
     """A picture in RGB: what is transparent shows white, grey of 16 bits and of floats keeps its levels.
 
     PIL's own `convert("RGB")` cuts such greys off at 255 and drops transparency, which bares whatever colour lies below. Raises
-    ValueError for numbers that are none of 0 to 1, 0 to 255 and 0 to 65,535.
+    ValueError for numbers that are none of 0 to 1, 0 to 255 and 0 to 65,535, or hardly are.
     """
     if picture.mode in SIXTEEN_BITS or picture.mode == "F":
         return _grey(picture)
@@ -33,10 +34,10 @@ def _grey(picture):
 
     pixels = np.asarray(picture).astype(np.float64)
     low, high = float(pixels.min()), float(pixels.max())
-    if picture.mode.startswith("I;16"):
-        full = 65_535
+    if picture.mode == "F":
+        full = next((full for full, above in FLOATS.items() if above < high <= full), None)
     else:
-        full = next((full for full in (1, 255, 65_535) if high <= full), None) if picture.mode == "F" else 65_535
+        full = 255 if picture.mode == "I" and high <= 255 else 65_535
     if full is None or not 0 <= low or high > full:  # NaN is none of these either
         raise ValueError(f"its grey levels range from {low:g} to {high:g}: save it with 8 bits a channel")
     return Image.fromarray((pixels * (255 / full)).round().astype(np.uint8)).convert("RGB")

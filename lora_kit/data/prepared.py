@@ -5,20 +5,31 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_kit.config import TrainingConfig
-from lora_kit.data.batches import TrainingPictures, collate
+from lora_kit.data.batches import TrainingPictures, collate, cut_captions
 from lora_kit.data.cache import EncodingCache
-from lora_kit.data.encoding import EncodedPictures, Plan, batch_sizes, encode_captions, encode_pictures
+from lora_kit.data.encoding import (
+    EncodedPictures,
+    Plan,
+    batch_sizes,
+    distinct_captions,
+    encode_captions,
+    encode_pictures,
+)
+from lora_kit.data.file_index import FileIndex
 from lora_kit.data.folder import local_folder
 from lora_kit.data.identity import data_identity
 from lora_kit.data.images import load_images
 from lora_kit.data.records import SealedRecords
 from lora_kit.loss import normal_like
 from lora_kit.models import load_models
+from lora_kit.system.checks import shown
 from lora_kit.system.signals import outlive
+from lora_kit.system.turns import first_of_machine
 
 if TYPE_CHECKING:
     import torch
 
+LOOK_THROUGH = "looking through the pictures"
 ENCODERS = ("tokenizer", "text_encoder", "vae")
 
 
@@ -32,10 +43,12 @@ class Pictures:
     def __init__(self, config: TrainingConfig, accelerator: Any, seed: int, dtype: "torch.dtype"):
         self.config, self.accelerator, self.seed, self.dtype = config, accelerator, seed, dtype
         self.images = self.plan = self.cache = None
-        with accelerator.local_main_process_first():
-            if config.no_cache or (config.style is None and local_folder(config) is None):
-                self.images = load_images(config, seed)
-            self.identity = data_identity(config, self.images)
+        with first_of_machine(accelerator, LOOK_THROUGH, config.ddp_timeout):
+            folder = local_folder(config)
+            self.index = FileIndex(folder) if folder else None
+            if config.no_cache or (config.style is None and folder is None):
+                self.images = load_images(config, seed, self.index)
+            self.identity = data_identity(config, self.images, self.index)
             if not config.no_cache:
                 self.cache = EncodingCache(
                     config, seed, accelerator.num_processes, dtype, accelerator.device, self.identity,
@@ -43,7 +56,7 @@ class Pictures:
                 )  # fmt: skip
                 self.plan = self.cache.read()
             if self.plan is None:
-                self.images = self.images or load_images(config, seed)
+                self.images = self.images or load_images(config, seed, self.index)
 
     def __len__(self) -> int:
         return len(self.images if self.plan is None else self.plan.captions)
@@ -53,28 +66,43 @@ class Pictures:
         config, accelerator, seed = self.config, self.accelerator, self.seed
         encoders = Encoders(config, accelerator.device, self.dtype)
         if config.no_cache:
-            dataset = TrainingPictures.of(config, self.images, *encoders.get("tokenizer"), seed)
+            (tokenizer,) = encoders.get("tokenizer")
+            dataset = TrainingPictures.of(config, self.images, tokenizer, seed)
+            with first_of_machine(accelerator, LOOK_THROUGH, config.ddp_timeout):
+                if accelerator.is_local_main_process:
+                    dataset.all_square()  # names one that is broken
+                    texts, _ = distinct_captions(self.images)
+                    cut = cut_captions(texts, tokenizer)
+                    _warn_of_cut(
+                        len(cut), len(texts), tokenizer.model_max_length, max(cut.values(), key=len, default="")
+                    )
             return PreparedPictures(dataset, encoders, encoders.get("vae")[0].config.scaling_factor)
-        with accelerator.local_main_process_first():
+        with first_of_machine(accelerator, LOOK_THROUGH, config.ddp_timeout):
             self.plan = self.plan or self.cache.read()  # by now the first process may have written it
             if self.plan is None:
                 sizes = batch_sizes(config, len(self), accelerator.num_processes)
                 self.plan = Plan.of(config, self.images, *encoders.get(*ENCODERS), sizes)
                 self.cache.write(self.plan)
         hidden, posteriors = self.cache.open(self.plan)
-        if self.plan.cut:
-            count, length, _ = self.plan.caption_shape
-            accelerator.print(
-                f"warning: {self.plan.cut} of {count} captions are longer than the {length} tokens that the text encoder reads: "
-                "the rest is dropped"
-            )
+        if accelerator.is_local_main_process:
+            _warn_of_cut(self.plan.cut, *self.plan.caption_shape[:2], self.plan.dropped)
         load = partial(load_images, config, seed)
         by_workers = config.dataloader_num_workers and posteriors and (posteriors.missing() or hidden.missing())
         if posteriors is None or by_workers:  # random crops are encoded as they come; each worker would load for itself
             self.images = self.images or load()
         kept = dict(hidden=hidden, posteriors=posteriors, load=load)
+        kept["unchanged"] = self.index and self.index.unchanged
         dataset = EncodedPictures.of(config, self.images, self.plan, seed, **kept)
         return PreparedPictures(dataset, encoders, self.plan.scaling_factor)
+
+
+def _warn_of_cut(cut, count, length, dropped):
+    """Say how many captions are cut, and what of one isn't read."""
+    if cut:
+        print(
+            f"warning: {cut} of {count} captions are longer than the {length} tokens that the text encoder reads; of one it drops "
+            f"{shown(dropped)}"
+        )
 
 
 class Encoders:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
-from lora_kit.data.identity import file_digests
+from lora_kit.data.file_index import FileIndex
 from lora_kit.models import model_path
 from lora_kit.system.files import json_digest
 
@@ -29,14 +29,11 @@ def base_identity(config: TrainingConfig) -> dict[str, str]:
             for name, blob in stored.items()
             if blob.parent.name == "blobs" and len(blob.name) == SHA_256
         }
-        own = {
-            name: value for name, value in sorted(about.items()) if not name.startswith("_")
-        }  # not diffusers' version
-        return {
-            "config.json": json_digest(own),
-            **named,
-            **dict(file_digests(folder, [path for path in loaded if path.name not in named])),
-        }
+        own = dict(
+            sorted((name, value) for name, value in about.items() if not name.startswith("_"))
+        )  # not the version
+        read = FileIndex(folder).digests([path for path in loaded if path.name not in named])
+        return {"config.json": json_digest(own), **named, **dict(read)}
     except (OSError, ValueError, AttributeError):  # AttributeError: a description that is no mapping
         return {}
 

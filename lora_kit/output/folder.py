@@ -28,14 +28,17 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what disks without 
 
 def place_problem(config: TrainingConfig) -> str | None:
     """Why output_dir is no good place: inside the folder of the pictures, what a run draws would be trained on by the next."""
-    if config.train_data_dir is None:
-        return None
-    output, pictures = (Path(name).resolve() for name in (config.output_dir, config.train_data_dir))
-    if output == pictures or pictures in output.parents:
-        return (
-            f"output_dir {config.output_dir!r} lies inside train_data_dir {config.train_data_dir!r}: a validation picture would be "
-            "used for training; choose a folder outside it"
-        )
+    output = Path(config.output_dir).resolve()
+    for field in ("train_data_dir", "dataset_name"):
+        value = getattr(config, field)
+        if value is None or (field == "dataset_name" and not Path(value).is_dir()):
+            continue
+        pictures = Path(value).resolve()
+        if output == pictures or pictures in output.parents:
+            return (
+                f"output_dir {config.output_dir!r} lies inside {field} {value!r}: a validation picture would be used for training; "
+                "choose a folder outside it"
+            )
     return None
 
 

@@ -4,6 +4,7 @@ import re
 import shutil
 import time
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -32,7 +33,7 @@ def cache(made, seed=0, num_processes=1, dtype=torch.float32):
     return EncodingCache(made, seed, num_processes, dtype, torch.device("cpu"), data_identity(made))
 
 
-PLAN = Plan([0, [1, 0], 1], (2, 77, 8), (1, 2, 3, 2, 4, 16, 16), 0.18215, (8,), cut=1, digest="d")
+PLAN = Plan([0, [1, 0], 1], (2, 77, 8), (1, 2, 3, 2, 4, 16, 16), 0.18215, (8,), cut=1, dropped="a red", digest="d")
 
 
 def test_written_is_read_back(folder):
@@ -100,6 +101,22 @@ def test_a_changed_picture_caption_or_model_is_noticed(folder, tmp_path):
     assert len(set(keys)) == 4
     os.utime(model / "unet" / "diffusion_pytorch_model.safetensors", ns=(1, 1))  # it encodes nothing
     assert cache(made).key == keys[-1]
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit_from_the_first_run_on(folder, monkeypatch):
+    made, stored, commit = config(folder, pretrained_model_name_or_path="someone/some"), {}, "a"
+
+    def download(name, file, cache_dir, revision):
+        stored[file] = f"snapshots/{commit}/{file}"
+        return stored[file]
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file, **_: stored.get(file))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    first = cache(made).key
+    assert sorted(stored) == ["text_encoder/config.json", "vae/config.json"] and cache(made).key == first
+    stored.clear()
+    commit = "b"
+    assert cache(made).key != first
 
 
 def test_a_style_s_key_is_the_style(folder):

@@ -2,9 +2,11 @@ import dataclasses
 import io
 import json
 import random
+import re
 import resource
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -164,6 +166,49 @@ def test_captions_that_change_in_the_middle_of_a_run_are_seen(folder):
     (folder / "metadata.jsonl").write_text(text.replace("a picture of 1", "a picture of 9"))
     with pytest.raises(ValueError, match="the pictures or their captions have changed since the run began"):
         batch_of(data, [0, 1])
+
+
+def test_a_picture_that_changes_in_the_middle_of_a_run_is_seen_before_it_is_kept(folder):
+    data = prepared(config(folder))
+    batch_of(data, [0, 1])
+    shutil.copyfile(folder / "3.png", folder / "2.png")
+    with pytest.raises(ValueError, match="have changed since the run began: .*; picture .*2.png is another now"):
+        batch_of(data, [2, 3])
+    assert data.dataset.posteriors.missing() == 5
+
+
+@pytest.mark.parametrize("no_cache", [True, False])
+def test_no_collective_waits_while_the_pictures_are_looked_through(no_cache, folder, monkeypatch):
+    """It would end after ddp_timeout, and many pictures take longer."""
+    for name in ("local_main_process_first", "main_process_first", "wait_for_everyone"):
+        monkeypatch.setattr(Accelerator, name, lambda self: pytest.fail("a collective"))
+    assert len(prepared(config(folder, no_cache=no_cache)).dataset) == 7
+
+
+@pytest.mark.parametrize("no_cache", [True, False])
+def test_captions_that_are_cut_are_counted_before_training(no_cache, folder, capsys):
+    text = (folder / "metadata.jsonl").read_text()
+    (folder / "metadata.jsonl").write_text(text.replace("a picture of 1", "fox " * 20 + "red apple"))
+    prepared(config(folder, no_cache=no_cache))
+    assert re.search(
+        r"^warning: 1 of 5 captions are longer than the \d+ tokens that the text encoder reads; of one it drops '.*red apple'$",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
+
+
+def test_without_a_cache_too_a_broken_picture_is_named_before_training(tmp_path):
+    stored = [{"bytes": file.getvalue(), "path": None} for file in (io.BytesIO(), io.BytesIO(b"no picture"))]
+    Image.new("RGB", (64, 64)).save(whole := io.BytesIO(), "PNG")
+    stored[0]["bytes"] = whole.getvalue()
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    (tmp_path / "stored").mkdir()
+    datasets.Dataset.from_dict({"image": stored, "text": ["one", "two"]}, features).to_parquet(
+        tmp_path / "stored" / "a.parquet"
+    )
+    made = TrainingConfig(dataset_name=str(tmp_path / "stored"), learning_rate=1e-3, resolution=64, no_cache=True)
+    with pytest.raises(ValueError, match="picture 1 of .*stored can't be read"):
+        prepared(made)
 
 
 @pytest.mark.parametrize("center_crop", [True, False])

@@ -3,13 +3,15 @@
 import os
 import shutil
 
+import datasets
 import pytest
 from PIL import Image
 from test_encoding import config, write_folder
 
 from lora_kit.config import TrainingConfig
-from lora_kit.data import identity
+from lora_kit.data import file_index
 from lora_kit.data.identity import data_identity
+from lora_kit.data.images import CaptionedImages, downloads_of, load_images
 
 
 @pytest.fixture
@@ -66,8 +68,8 @@ def test_what_is_no_data_is_left_out(folder):
 @pytest.mark.parametrize("kept", ["whole", "damaged", "a digit", "of another kind", "nowhere"])
 def test_files_are_read_once(kept, folder, monkeypatch, tmp_path):
     before, read = data_identity(config(folder)), []
-    digest = identity.file_digest
-    monkeypatch.setattr(identity, "file_digest", lambda path: read.append(path.name) or digest(path))
+    digest = file_index.file_digest
+    monkeypatch.setattr(file_index, "file_digest", lambda path: read.append(path.name) or digest(path))
     (index,) = (tmp_path / "cache").glob("files-*.json")
     if kept == "damaged":
         index.write_bytes(index.read_bytes()[:-30])
@@ -80,6 +82,74 @@ def test_files_are_read_once(kept, folder, monkeypatch, tmp_path):
         monkeypatch.setenv("LORA_KIT_CACHE", str(tmp_path / "a file" / "inside"))
     assert data_identity(config(folder)) == before
     assert read == ([] if kept == "whole" else ["0.png", "1.png", "2.png", "metadata.jsonl"])
+
+
+def test_what_a_run_that_is_ended_has_read_is_known_to_the_next(folder, monkeypatch):
+    """Pictures that were decoded and digested before it ended aren't again; one that was exchanged is."""
+    seen, check, digest = [], file_index.check_picture, file_index.file_digest
+
+    def stop_at_2(read):
+        def stopping(path, *more):
+            if path.name == "2.png" and ending:
+                raise KeyboardInterrupt
+            seen.append(path.name)
+            return read(path, *more)
+
+        return stopping
+
+    monkeypatch.setattr(file_index, "check_picture", stop_at_2(check))
+    monkeypatch.setattr(file_index, "file_digest", stop_at_2(digest))
+    monkeypatch.setattr(file_index, "KEPT_EVERY", 0)
+    for call in (load_images, data_identity):
+        ending = True
+        with pytest.raises(KeyboardInterrupt):
+            call(config(folder))
+        assert seen == ["0.png", "1.png"]
+        seen.clear()
+        ending = False
+        call(config(folder))
+        assert seen == (["2.png"] if call is load_images else ["2.png", "metadata.jsonl"])
+        seen.clear()
+    os.utime(folder / "1.png")
+    load_images(config(folder))
+    assert seen == ["1.png"]
+
+
+def test_what_was_only_looked_at_for_the_script_is_looked_at_again(folder):
+    Image.new("CMYK", (64, 64)).save(folder / "1.png", "JPEG")
+    load_images(config(folder, match_diffusers=True, lr_warmup_steps=0))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="1.png is in CMYK"):
+            load_images(config(folder))
+
+
+def test_what_is_known_of_folders_that_nobody_uses_goes(folder, tmp_path):
+    data_identity(config(folder))
+    (index,) = (tmp_path / "cache").glob("files-*.json")
+    old = index.with_name("files-0123.json")
+    old.touch()
+    for path in (index, old):
+        os.utime(path, (1, 1))
+    data_identity(config(folder))
+    assert index.stat().st_mtime > 1 and old.exists()  # reading is use, and nothing was written
+    shutil.copytree(folder, tmp_path / "moved")
+    data_identity(config(tmp_path / "moved"))
+    assert index.exists() and not old.exists()
+
+
+def test_data_of_the_hub_are_their_captions_and_what_was_downloaded():
+    made = TrainingConfig(dataset_name="someone/some", learning_rate=1e-3)
+
+    def identity(captions=("one", "two"), commit="a" * 40, **about):
+        file = {"num_bytes": 100, "checksum": None} | about
+        stored = datasets.Dataset.from_dict({"image": [None, None]})
+        stored.info.download_checksums = {f"hf://datasets/someone/some@{commit}/train.parquet": file}
+        return data_identity(
+            made, CaptionedImages(stored, list(captions), ["0", "1"], downloads=downloads_of(stored.info))
+        )
+
+    assert identity() == identity(commit="b" * 40)  # of which only a page may be another
+    assert len({identity(), identity(["one", "three"]), identity(num_bytes=101), identity(checksum="c")}) == 4
 
 
 def test_a_style_is_the_packages_that_draw_it():

@@ -6,7 +6,7 @@ import sys
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import STYLES, load_style
@@ -80,6 +80,20 @@ def test_pictures_of_any_mode_come_as_rgb(tmp_path, settings):
     pictures = {images.captions(index): images.image(index) for index in range(len(images))}
     assert pictures.keys() == modes.keys() and {picture.mode for picture in pictures.values()} == {"RGB"}
     assert pictures["L"].getpixel((0, 0)) == (7, 7, 7) and pictures["RGBA"].getpixel((0, 0)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_picture_that_asks_to_be_turned_is(suffix, tmp_path, settings):
+    """Orientation 6: what stands at the left of the file is to be seen on top."""
+    path = write_folder(tmp_path / "turned", [{"file_name": f"0.{suffix}", "text": "a flag"}], pictures=0)
+    flag, exif = Image.new("RGB", (32, 16), "red"), Image.Exif()
+    flag.paste("blue", (16, 0, 32, 16))
+    exif[ExifTags.Base.Orientation] = 6
+    flag.save(tmp_path / "turned" / f"0.{suffix}", exif=exif)
+    turned = load_images(TrainingConfig(train_data_dir=path, **settings)).image(0)
+    assert turned.size == (16, 32)
+    for place, wanted in (((8, 4), (255, 0, 0)), ((8, 28), (0, 0, 255))):
+        assert turned.getpixel(place) == pytest.approx(wanted, abs=3)
 
 
 def test_max_train_samples_chooses_as_the_reference(tmp_path, settings):
@@ -180,6 +194,49 @@ def test_an_unknown_column_is_named_with_the_nearest(tmp_path, settings):
 def test_faults_of_the_metadata(tmp_path, settings, rows, kind, message):
     with pytest.raises(kind, match=message):
         load_images(TrainingConfig(train_data_dir=write_folder(tmp_path / "pictures", rows), **settings))
+
+
+def test_a_picture_without_a_caption_is_named_in_a_folder_by_name_too(tmp_path, settings):
+    path = write_folder(tmp_path / "pictures", ROWS[:4])
+    with pytest.raises(ValueError, match="4.png has no caption: no line of metadata names it"):
+        load_images(TrainingConfig(dataset_name=path, **settings))
+    (tmp_path / "pictures" / "README.md").touch()  # which may say what belongs to the data
+    assert len(load_images(TrainingConfig(dataset_name=path, **settings))) == 4
+    write_folder(tmp_path / "split" / "train")
+    write_folder(tmp_path / "split" / "test", ROWS[:1], pictures=1)
+    assert len(load_images(TrainingConfig(dataset_name=str(tmp_path / "split"), **settings))) == 5
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ({"train_data_dir": "https://example.com/a"}, "train_data_dir 'https://example.com/a' is not there"),
+        (
+            {"dataset_name": "https://example.com/a"},
+            "dataset_name 'https://example.com/a' can't be loaded: .*any data file",
+        ),
+        ({"dataset_name": "someone/some"}, "dataset_name 'someone/some' can't be loaded: ConnectionError .*Hub"),
+        ("https://example.com/0.png", "Invalid metadata file_name 'https://example.com/0.png': .*relative path"),
+    ],
+    ids=str,
+)
+def test_what_is_not_on_this_machine(source, message, tmp_path, settings, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    if isinstance(source, str):
+        source = {
+            "train_data_dir": write_folder(tmp_path / "pictures", [{"file_name": source, "text": "a"}], pictures=1)
+        }
+    with pytest.raises((ValueError, OSError), match=message):
+        load_images(TrainingConfig(**source, **settings))
+
+
+def test_what_is_behind_an_error_of_the_hub_s_data_is_said(settings, monkeypatch):
+    def load_dataset(*_, **__):
+        raise datasets.exceptions.DatasetGenerationError("An error occurred") from KeyError("no column")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ValueError, match="^dataset_name 'someone/some' can't be loaded: KeyError 'no column'$"):
+        load_images(TrainingConfig(dataset_name="someone/some", **settings))
 
 
 @pytest.mark.parametrize("name", ["[2024] cats", "a*b", "a?b", "{a,b}", "猫 ä"])

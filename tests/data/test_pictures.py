@@ -35,7 +35,15 @@ def test_grey_keeps_its_levels(kind):
     assert np.array_equal(found[0, :, 0], np.arange(256))
 
 
-@pytest.mark.parametrize("levels", [[-1.0, 0.5], [0.0, 70_000.0], [0.0, np.nan], [0.0, np.inf]])
+@pytest.mark.parametrize("levels, wanted", [([0, 100, 200], [0, 100, 200]), ([0, 256, 65_535], [0, 1, 255])])
+def test_whole_numbers_up_to_255_are_grey_of_8_bits(levels, wanted):
+    picture = stored(Image.fromarray(np.array([levels], np.int32)), "TIFF")
+    assert picture.mode == "I" and np.asarray(as_seen_in_rgb(picture))[0, :, 0].tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "levels", [[-1.0, 0.5], [0.0, 70_000.0], [0.0, np.nan], [0.0, np.inf], [0.0, 0.5, 1.02], [0.0, 255.4], [0.0, 16.0]]
+)
 def test_levels_that_mean_nothing_are_refused(levels):
     with pytest.raises(ValueError, match=r"its grey levels range from .* save it with 8 bits"):
         as_seen_in_rgb(Image.fromarray(np.array([levels], np.float32)))

@@ -85,13 +85,12 @@ def test_captions_that_are_cut_are_counted_and_shown(tmp_path):
     assert "fox red apple'" in found.reason
 
 
-def test_an_output_inside_the_pictures_is_an_error(tmp_path):
+@pytest.mark.parametrize("field", ["train_data_dir", "dataset_name"])
+def test_an_output_inside_the_pictures_is_an_error(field, tmp_path):
     for place in (tmp_path, tmp_path / "run"):
-        (found,) = findings_of(
-            "output folder", SOUND | dict(style=None, train_data_dir=str(tmp_path), output_dir=str(place))
-        )
-        assert found.status == ERROR and "lies inside train_data_dir" in found.reason
-    beside = SOUND | dict(style=None, train_data_dir=str(tmp_path / "pictures"), output_dir=str(tmp_path / "run"))
+        (found,) = findings_of("output folder", SOUND | {"style": None, field: str(tmp_path), "output_dir": str(place)})
+        assert found.status == ERROR and f"lies inside {field} {str(tmp_path)!r}" in found.reason
+    beside = SOUND | {"style": None, field: str(tmp_path / "pictures"), "output_dir": str(tmp_path / "run")}
     assert findings_of("output folder", beside)[0].status == FINE
 
 

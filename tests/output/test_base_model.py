@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-import lora_kit.output.base_model
+import lora_kit.data.file_index
 from lora_kit.config import TrainingConfig
 from lora_kit.models import EMBEDDED_MODEL
 from lora_kit.output.base_model import base_identity
@@ -87,9 +87,7 @@ def test_a_model_of_the_hub_is_known_by_what_its_cache_calls_the_files(model, tm
     shutil.copy(model / "unet" / WEIGHTS, blob)
     os.symlink(blob, unet / WEIGHTS)
     wanted = base_identity(config(model))
-    monkeypatch.setattr(
-        lora_kit.output.base_model, "file_digests", lambda folder, files: [] if not files else pytest.fail("read")
-    )
+    monkeypatch.setattr(lora_kit.data.file_index, "file_digest", lambda path: pytest.fail(f"{path} is read"))
     assert base_identity(config(HUB_NAME, cache_dir=str(tmp_path / "hub"))) == wanted
 
 
