@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -69,6 +70,7 @@ class OutputFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self.lock = hold(self.path / LOCK)
             except OSError as error:
+                self.leave()
                 raise ValueError(f"output_dir {str(self.path)!r} can't be written: {reason(error)}") from None
         return self
 
@@ -177,7 +179,7 @@ class OutputFolder:
         earlier = [path for path in [*earlier, *later] if path.exists() or path.is_symlink()]
         if earlier:
             names = [path.name.removeprefix("earlier-") for path in self.path.glob("earlier-*")]
-            aside = self.path / f"earlier-{1 + max((int(name) for name in names if name.isdigit()), default=0)}"
+            aside = self.path / f"earlier-{1 + max((int(name) for name in names if name.isdecimal()), default=0)}"
             aside.mkdir()
             for path in earlier:
                 shutil.move(path, aside / path.name)
@@ -201,6 +203,7 @@ class OutputFolder:
         self.metrics.close()
         if self.lock:
             self.lock.release()
+            self.lock = None
         self.__enter__()
         self.to_remove = False
         self.open_metrics(lines)
@@ -219,24 +222,30 @@ def hold(path: Path) -> Any:
 
     None, with a line that says so, on a disk without file locks. Raises ValueError where another run holds it.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock, SoftFileLock, Timeout
 
-    lock = FileLock(path, blocking=False)
+    lock, new = FileLock(path, blocking=False), not path.exists()
     try:
-        lock.acquire()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # filelock's, where it takes to a soft lock
+            lock.acquire()
+        if not isinstance(lock, SoftFileLock):
+            path.write_text(f"process {os.getpid()} on {platform.node()}")
+            return lock
     except Timeout:
-        if not path.exists():
-            return hold(path)  # the other run ended and took the file away in between
-        holder = path.read_text().strip() or "another run"
-        raise ValueError(
-            f"output_dir {str(path.parent)!r} is in use by {holder}: choose another output_dir, or wait until it ends"
-        ) from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if not isinstance(lock, SoftFileLock):
+            if not path.exists():
+                return hold(path)  # the other run ended and took the file away in between
+            holder = path.read_text().strip() or "another run"
+            raise ValueError(
+                f"output_dir {str(path.parent)!r} is in use by {holder}: choose another output_dir, or wait until it ends"
+            ) from None
+    except (OSError, NotImplementedError) as error:  # the latter is an older filelock's
+        if new:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            lock.release()
             raise
-        print(
-            f"warning: no file locks on the disk of {path.parent}: see that no other run writes there", file=sys.stderr
-        )
-        return None
-    path.write_text(f"process {os.getpid()} on {platform.node()}")
-    return lock
+    lock.release()  # a soft lock, the file alone, would outlive a run that is killed
+    print(f"warning: no file locks on the disk of {path.parent}: see that no other run writes there", file=sys.stderr)
+    return None
