@@ -44,7 +44,7 @@ def trained_unet(accelerator):
 
 
 def digest(folder):
-    """A hash of the LoRA in a folder. Not of the file's bytes: safetensors writes its metadata in any order."""
+    """The digest of the LoRA in a folder."""
     return fingerprint(Path(folder, LORA))
 
 
