@@ -157,7 +157,8 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
     first_epoch, update_in_epoch = divmod(update, steps.updates_per_epoch)
     last_epoch = steps.epochs if update < steps.total_updates else first_epoch  # a finished run that is resumed: none
     stop.hold()
-    began, loss_value, losses = time.perf_counter(), record["loss"] if record else float("nan"), []
+    began, losses = time.perf_counter(), []
+    loss_value = float("nan") if record is None or record["loss"] is None else record["loss"]
     for epoch in range(first_epoch, last_epoch):
         unet.train()
         data.set_epoch(epoch)

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
-from lora_kit.system.files import NotWritten, file_digest, free_bytes, in_bytes, json_digest, put_in_place, reason, sync
+from lora_kit.system.files import (
+    NotWritten,
+    file_digest,
+    finite,
+    free_bytes,
+    in_bytes,
+    json_digest,
+    put_in_place,
+    reason,
+    sync,
+)
 
 MANIFEST, FORMAT = "checkpoint.json", 2
 NAME = re.compile("checkpoint-[1-9][0-9]*")
@@ -42,7 +52,7 @@ def seal(folder: str | Path, config: TrainingConfig, **about: Any) -> None:
     for path in sorted(path for path in folder.iterdir() if path.name != MANIFEST):
         files[path.name] = _digest(path)
         sync(path)
-    manifest, record = folder / MANIFEST, {"format": FORMAT, **about, "files": files, "config": settings}
+    manifest, record = folder / MANIFEST, {"format": FORMAT, **finite(about), "files": files, "config": settings}
     manifest.write_text(json.dumps(record | {"seal": _seal_of(record)}, indent=1))
     sync(manifest)
     sync(folder)
@@ -68,7 +78,7 @@ def read(folder: str | Path) -> dict[str, Any]:
             raise ValueError(f"{folder / MANIFEST} is not as it was written: it is damaged, or another program's")
     except FileNotFoundError:
         raise ValueError(f"{folder} has no {MANIFEST}, which is written last: it was not finished") from None
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{folder / MANIFEST} can't be read: {type(error).__name__} {error}") from None
     for name, digest in record["files"].items():
         path = folder / name
@@ -132,9 +142,9 @@ def write_checkpoint(
         raise NotWritten(f"{final} can't be written: {reason(error)}{free}") from error
     if accelerator.is_main_process and config.checkpoints_total_limit:
         all_of_them = checkpoints(output_dir)
-        finite = next((folder for folder in reversed(all_of_them) if is_finite(folder)), None)
+        kept = next((folder for folder in reversed(all_of_them) if is_finite(folder)), None)
         for old in all_of_them[: -config.checkpoints_total_limit]:
-            if old != finite:
+            if old != kept:
                 remove(old)
     accelerator.wait_for_everyone()
 
@@ -143,5 +153,5 @@ def is_finite(folder: Path) -> bool:
     """Whether a checkpoint says of its LoRA that it was finite; one that can't be read doesn't."""
     try:
         return json.loads((folder / MANIFEST).read_text()).get("finite", True)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False

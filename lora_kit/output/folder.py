@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 import platform
 import shutil
@@ -20,7 +19,7 @@ from lora_kit.output.metrics import METRICS, read_metrics
 from lora_kit.output.room import check_room
 from lora_kit.steps import Steps
 from lora_kit.system.devices import device_name
-from lora_kit.system.files import NotWritten, disk_failed, reason, write_whole
+from lora_kit.system.files import NotWritten, disk_failed, finite, reason, write_whole
 
 LOCK = "run.lock"
 VALIDATION = "validation"
@@ -210,11 +209,7 @@ class OutputFolder:
 
 
 def _line(record):
-    """A record as a line of JSON, which has no word for a number that is not finite."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(finite(record), allow_nan=False) + "\n"
 
 
 def hold(path: Path) -> Any:

@@ -11,7 +11,7 @@ from running import records
 from safetensors.torch import load_file
 
 from lora_kit.config import ConfigWarning, TrainingConfig, quiet_config
-from lora_kit.output.checkpoints import checkpoints
+from lora_kit.output.checkpoints import MANIFEST, checkpoints
 from lora_kit.output.finite import SKIPS, FiniteCheck, NotFinite
 from lora_kit.output.lora_file import LORA
 from lora_kit.output.metrics import METRICS
@@ -75,12 +75,13 @@ def test_with_allow_nan_the_run_goes_on_and_the_newest_finite_checkpoint_stays(c
     names = [path.name for path in checkpoints(copy)]
     assert names[-2:] == ["checkpoint-11", "checkpoint-12"]
     assert len(names) == 3 and finite_ones(copy) == names[:1]
+    assert json.loads((copy / names[-1] / MANIFEST).read_text(), parse_constant=plain)["loss"] is None
     lines = [json.loads(line, parse_constant=plain) for line in (copy / METRICS).read_text().splitlines()]
     assert lines[-1]["event"] == "end" and lines[-1]["loss"] is None and lines[-2]["loss"] is None
     again = run(
         copy, **RUINOUS, max_train_steps=12, resume_from_checkpoint="latest", allow_nan=True
     )  # nothing is left to do
-    assert again.updates == 12 and records(copy)[-1]["loss"] is None
+    assert again.updates == 12 and math.isnan(again.loss) and records(copy)[-1]["loss"] is None
 
 
 @pytest.mark.slow
