@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from running import fingerprint, program
+from running import program
 
 from lora_kit.command_line.flags import to_argv
 from lora_kit.config import ConfigWarning, TrainingConfig
@@ -54,10 +54,8 @@ def run(folder, pictures, **settings):
 
 
 def digests(folder):
-    """Of the last checkpoint: the LoRA's numbers (safetensors orders its metadata as it likes), and the files of optimizer,
-    schedule and random states."""
-    last = checkpoints(folder)[-1]
-    return read(last)["files"] | {LORA: fingerprint(last / LORA)}
+    """Of the files of the last checkpoint: LoRA, optimizer, schedule and random states."""
+    return read(checkpoints(folder)[-1])["files"]
 
 
 def updates(folder):
@@ -262,6 +260,8 @@ def damage(folder, kind):
     elif kind == "record cut":
         path = folder / MANIFEST
         path.write_text(path.read_text()[:50])
+    elif kind == "record deep":
+        (folder / MANIFEST).write_text("[" * 100_000)
     elif kind in RECORDS:
         path = folder / MANIFEST
         path.write_text(json.dumps(RECORDS[kind](json.loads(path.read_text()))))
@@ -273,6 +273,7 @@ KINDS_OF_DAMAGE = {
     "one bit": "pytorch_lora_weights.safetensors is not as it was written",
     "a file gone": "random_states_0.pkl is missing",
     "record cut": "can't be read",
+    "record deep": "checkpoint.json can't be read: RecursionError",
     "other format": "format 99",
     "a list": "checkpoint.json can't be read",
     "another update": "checkpoint.json is not as it was written: it is damaged, or another program's",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from running import full_disk
 
-from lora_kit.system.files import STALE_PART_SECONDS, free_bytes, reason, write_whole
+from lora_kit.system.files import STALE_PART_SECONDS, free_bytes, read_sealed, reason, write_sealed, write_whole
 
 
 def test_a_file_and_its_folder(tmp_path):
@@ -104,6 +104,16 @@ def test_an_error_that_is_being_handled_is_not_the_reason():
             raise KeyError("another")
         except KeyError as error:
             assert reason(error, older) == "KeyError 'another'" and reason(error) == "RuntimeError an older one"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"value": 1}', '{"value": 1, "seal": "x"}', "[" * 100_000], ids=range(6)
+)
+def test_what_is_not_as_it_was_sealed_is_nothing(text, tmp_path):
+    write_sealed(tmp_path / "a", [1, None])
+    assert read_sealed(tmp_path / "a") == [1, None]
+    (tmp_path / "a").write_text(text)
+    assert read_sealed(tmp_path / "a") is None
 
 
 def test_writers_at_once_end_with_one_of_their_files(tmp_path):
