@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,12 @@ NAME = re.compile("checkpoint-[1-9][0-9]*")
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first, whole or not. Copies under other names are not among them."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if NAME.fullmatch(path.name)]
-    return sorted(folders, key=number)
+    return [path for path in called_checkpoints(output_dir) if path.is_dir()]
+
+
+def called_checkpoints(output_dir: str | Path) -> list[Path]:
+    """All that has a checkpoint's name, oldest first, be it the folder, a link, or somebody's file."""
+    return sorted((path for path in Path(output_dir).glob("checkpoint-*") if NAME.fullmatch(path.name)), key=number)
 
 
 def number(folder: Path) -> int:
@@ -145,7 +150,10 @@ def write_checkpoint(
         kept = next((folder for folder in reversed(all_of_them) if is_finite(folder)), None)
         for old in all_of_them[: -config.checkpoints_total_limit]:
             if old != kept:
-                remove(old)
+                try:
+                    remove(old)
+                except OSError as error:
+                    print(f"warning: {old} can't be removed: {reason(error)}; the run goes on", file=sys.stderr)
     accelerator.wait_for_everyone()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
-from lora_kit.output.checkpoints import checkpoints, newest_whole, number
+from lora_kit.output.checkpoints import called_checkpoints, newest_whole, number
 from lora_kit.output.lora_file import LORA, make_repository, rescue, upload_problem
 from lora_kit.output.metrics import METRICS, read_metrics
 from lora_kit.output.room import check_room
@@ -172,7 +172,7 @@ class OutputFolder:
         earlier = [self.path / name for name in (METRICS, LORA, VALIDATION)]
         if self.path.resolve() in self.logging_dir.resolve().parents:  # logs outside are shared with other runs
             earlier.append(self.logging_dir)
-        later = [path for path in checkpoints(self.path) if number(path) > (kept or 0)]
+        later = [path for path in called_checkpoints(self.path) if number(path) > (kept or 0)]
         if kept is not None:
             earlier = [self.path / LORA] if later else []
         earlier = [path for path in [*earlier, *later] if path.exists() or path.is_symlink()]

@@ -164,6 +164,7 @@ def test_what_came_after_the_checkpoint_that_is_resumed_is_put_aside(tmp_path, b
         (tmp_path / name).mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "checkpoint-8").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "checkpoint-10").write_text("somebody's")
     (tmp_path / LORA).write_text("the end of the other branch")
     with OutputFolder(str(tmp_path)) as output:
         begin(output)
@@ -171,11 +172,12 @@ def test_what_came_after_the_checkpoint_that_is_resumed_is_put_aside(tmp_path, b
             output.write_update(update, 0, 0.5, 1e-3, None, 1.0, False)
     (tmp_path / "checkpoint-2").mkdir()
     aside = tmp_path / "earlier-1"
-    for name in ("checkpoint-4", "checkpoint-8", LORA):
+    came_later = {"checkpoint-4", "checkpoint-8", "checkpoint-10", LORA}
+    for name in came_later:
         (aside / name).rename(tmp_path / name)
     with OutputFolder(str(tmp_path)) as output:
         begin(output, 2, resumed=True)
-    assert {path.name for path in (tmp_path / "earlier-2").iterdir()} == {"checkpoint-4", "checkpoint-8", LORA, METRICS}
+    assert {path.name for path in (tmp_path / "earlier-2").iterdir()} == came_later | {METRICS}
     assert len(read_metrics(tmp_path / "earlier-2" / METRICS)[1]) == 8
     assert [record["update"] for record in read_metrics(tmp_path / METRICS)[1]] == [0, 1]
     kept = {path.name for path in tmp_path.glob("checkpoint-*")}
