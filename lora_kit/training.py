@@ -111,8 +111,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
     for change in check_resumed(resume_from, record, config, steps, pictures.identity, accelerator.mixed_precision):
         accelerator.print(f"resumed with a change: {change}")
     update = record["update"] if resume_from else 0
-    output.check_room(config, steps, update)
-    data = pictures.prepare()
+    data = pictures.prepare(*output.check_room(config, steps, update))
     loader = data.loader(config, seed)
 
     # the UNet, frozen, and its LoRA. Loading draws nothing; from here on each draw of the global generators has its place

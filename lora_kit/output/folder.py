@@ -68,6 +68,9 @@ class OutputFolder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self.lock = hold(self.path / LOCK)
+                if self.lock:  # what a run that was killed hadn't finished
+                    for part in self.path.glob("checkpoint-*.part"):
+                        shutil.rmtree(part, ignore_errors=True)
             except OSError as error:
                 self.leave()
                 raise ValueError(f"output_dir {str(self.path)!r} can't be written: {reason(error)}") from None
@@ -103,11 +106,13 @@ class OutputFolder:
             with suppress(OSError):  # not empty: it is somebody's
                 self.path.rmdir()
 
-    def check_room(self, config: TrainingConfig, steps: Steps, first_update: int) -> None:
-        """Say where the disk has no room for all that the run will write; ValueError where not even for one checkpoint."""
-        warning = check_room(config, steps, first_update)
+    def check_room(self, config: TrainingConfig, steps: Steps, first_update: int) -> tuple[int, int]:
+        """(the least, the most) bytes that the run will write here. Says where the disk has no room for all of it; ValueError
+        where not even for one checkpoint."""
+        needed, warning = check_room(config, steps, first_update)
         if warning and self.main:
             print(f"warning: {warning}", file=sys.stderr)
+        return (needed.least, needed.most) if needed else (0, 0)
 
     def begin(
         self,

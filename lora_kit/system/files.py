@@ -138,11 +138,21 @@ def remove_unused(folder: Path, pattern: str) -> None:
 
 def free_bytes(path: str | Path) -> int:
     """The bytes that the disk still takes on which `path` stands or would be made. Raises OSError where it can't be asked."""
-    path = Path(path).absolute()
-    usage = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists()))
+    usage = shutil.disk_usage(_standing(path))
     if not usage.total:
         raise OSError(f"the disk of {path} doesn't say how large it is")
     return usage.free
+
+
+def same_disk(path: str | Path, other: str | Path) -> bool:
+    """Whether both paths stand, or would be made, on one disk."""
+    return _standing(path).stat().st_dev == _standing(other).stat().st_dev
+
+
+def _standing(path):
+    """The path, or the innermost folder above it, that is there."""
+    path = Path(path).absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def in_bytes(size: float) -> str:

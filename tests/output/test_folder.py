@@ -154,6 +154,20 @@ def test_a_folder_of_a_run_that_never_began_goes_unless_somebody_wrote_there(tmp
     assert not (tmp_path / "c" / LOCK).exists()
 
 
+def test_what_a_killed_run_left_of_a_checkpoint_goes_as_the_next_run_holds_the_folder(tmp_path, monkeypatch):
+    part = tmp_path / "checkpoint-3.part"
+    part.mkdir()
+    (part / LORA).write_text("half")
+    with OutputFolder(str(tmp_path), main=False):
+        assert part.exists()
+    monkeypatch.setattr(fcntl, "flock", lambda number, how: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
+    with OutputFolder(str(tmp_path)):
+        assert part.exists()  # another run may be writing it
+    monkeypatch.undo()
+    with OutputFolder(str(tmp_path)):
+        assert not part.exists()
+
+
 def test_other_processes_hold_nothing(tmp_path):
     with OutputFolder(str(tmp_path / "run"), main=False) as output:
         assert output.lock is None and not (tmp_path / "run").exists()

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from running import full_disk
 
-from lora_kit.system.files import STALE_PART_SECONDS, free_bytes, read_sealed, reason, write_sealed, write_whole
+from lora_kit.system.files import (
+    STALE_PART_SECONDS,
+    free_bytes,
+    read_sealed,
+    reason,
+    same_disk,
+    write_sealed,
+    write_whole,
+)
 
 
 def test_a_file_and_its_folder(tmp_path):
@@ -149,3 +157,7 @@ def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
 
 def test_the_room_of_a_disk_is_that_of_the_place_where_a_file_would_be_made(tmp_path):
     assert abs(free_bytes(tmp_path / "a" / "b") - shutil.disk_usage(tmp_path).free) < 1e9  # others write meanwhile
+
+
+def test_whether_two_places_are_on_one_disk(tmp_path):
+    assert same_disk(tmp_path / "a" / "b", tmp_path / "c") and not same_disk("/proc/a", tmp_path)
