@@ -111,8 +111,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
     for change in check_resumed(resume_from, record, config, steps, pictures.identity, accelerator.mixed_precision):
         accelerator.print(f"resumed with a change: {change}")
     update = record["update"] if resume_from else 0
-    output.check_room(config, steps, update)
-    data = pictures.prepare()
+    data = pictures.prepare(*output.check_room(config, steps, update))
     loader = data.loader(config, seed)
 
     # the UNet, frozen, and its LoRA. Loading draws nothing; from here on each draw of the global generators has its place
@@ -157,7 +156,8 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
     first_epoch, update_in_epoch = divmod(update, steps.updates_per_epoch)
     last_epoch = steps.epochs if update < steps.total_updates else first_epoch  # a finished run that is resumed: none
     stop.hold()
-    began, loss_value, losses = time.perf_counter(), record["loss"] if record else float("nan"), []
+    began, losses = time.perf_counter(), []
+    loss_value = float("nan") if record is None or record["loss"] is None else record["loss"]
     for epoch in range(first_epoch, last_epoch):
         unet.train()
         data.set_epoch(epoch)

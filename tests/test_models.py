@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lora_kit.models import (
     load_models,
     load_pipeline,
     model_path,
+    speed_up,
 )
 
 
@@ -107,6 +109,27 @@ def test_only_the_parts_that_are_named_are_loaded(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(ValueError, match="its vae can't be loaded: the folder has none"):
         load_models(config(pretrained_model_name_or_path=str(tmp_path)), parts=("vae",))
+
+
+def test_what_speeds_a_unet_up_reaches_it(monkeypatch):
+    from diffusers.models.attention_processor import AttnProcessor
+
+    (unet,) = (part for part in load_models(config(), parts=("unet",)) if part is not None)
+    for name in ("xformers", "xformers.ops"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    called = []
+    monkeypatch.setattr(unet, "enable_xformers_memory_efficient_attention", lambda: called.append("xformers"))
+    before = dict(unet.attn_processors)
+    speed_up(unet, config())
+    assert unet.attn_processors == before and unet._compiled_call_impl is None and called == []
+    assert not unet.is_gradient_checkpointing
+    made = config(enable_xformers_memory_efficient_attention=True)
+    check_base_model(made)
+    speed_up(unet, made)
+    assert called == ["xformers"] and unet.attn_processors == before
+    speed_up(unet, config(attention="plain", torch_compile=True, gradient_checkpointing=True))
+    assert {type(processor) for processor in unet.attn_processors.values()} == {AttnProcessor}
+    assert unet._compiled_call_impl is not None and unet.is_gradient_checkpointing
 
 
 def test_a_part_is_loaded_in_the_dtype_that_is_asked_for():

@@ -44,7 +44,7 @@ def trained_unet(accelerator):
 
 
 def digest(folder):
-    """A hash of the LoRA in a folder. Not of the file's bytes: safetensors writes its metadata in any order."""
+    """The digest of the LoRA in a folder."""
     return fingerprint(Path(folder, LORA))
 
 
@@ -587,6 +587,51 @@ def test_no_state_is_left_behind(tmp_path):
             config(tmp_path / "b"), progress=False, on_start=lambda _: (_ for _ in ()).throw(ValueError("stopped here"))
         )
     assert AcceleratorState._shared_state == {} and not (tmp_path / "b").exists()
+
+
+class Enough(Exception):
+    """Ends a run before its first update."""
+
+
+def test_what_speeds_a_run_up_reaches_it(tmp_path):
+    """And ends with it."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+    def look(unet):
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
+        assert {type(processor) for processor in unet.attn_processors.values()} == {AttnProcessor}
+        raise Enough
+
+    with pytest.raises(Enough):
+        train(config(tmp_path, allow_tf32=True, channels_last=True, attention="plain"), progress=False, on_ready=look)
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_the_cache_is_told_what_the_run_will_write(tmp_path, monkeypatch):
+    def prepare(self, least, most):
+        raise Enough(least, most)
+
+    monkeypatch.setattr("lora_kit.data.prepared.Pictures.prepare", prepare)
+    with pytest.raises(Enough) as stopped:
+        train(config(tmp_path, checkpointing_steps=1), progress=False)
+    least, most = stopped.value.args
+    assert 0 < least < most
+
+
+@pytest.mark.slow
+def test_a_loader_that_gives_less_than_was_planned_is_said(tmp_path, monkeypatch, capsys):
+    """And what the run has learned is kept."""
+    from lora_kit.data.encoding import EncodedPictures
+
+    monkeypatch.setattr(EncodedPictures, "__len__", lambda self: 8)  # of 16
+    text = f"2 of 4 planned updates were made; what they learned is in {tmp_path / LORA}"
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        run(tmp_path, max_train_steps=4)
+    assert "warning: the prepared loader has 2 batches, 4 were expected" in capsys.readouterr().out
+    assert len(load_file(tmp_path / LORA)) > 10 and records(tmp_path)[-1]["updates"] == 2
 
 
 @pytest.mark.slow

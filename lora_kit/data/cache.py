@@ -5,8 +5,9 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_kit.config import TrainingConfig
 from lora_kit.data.emoji import cache_dir
@@ -76,10 +77,13 @@ class EncodingCache:
         """Keep `plan`. Raises ValueError where the disk does not take it."""
         write_sealed(self.path / "plan.json", [self.key, plan._asdict()], CURE)
 
-    def open(self, plan: Plan) -> tuple[SealedRecords, SealedRecords | None]:
+    def open(
+        self, plan: Plan, least: int = 0, most: int = 0, say: Callable[[str], Any] = print
+    ) -> tuple[SealedRecords, SealedRecords | None]:
         """(captions, pictures) as far as they are encoded; None where pictures aren't kept. What is missing is made room for (`evict`).
 
-        Raises ValueError where they can't be written, and, with both figures, where the disk has no room for what is missing.
+        least, most: bytes that the run will write elsewhere on this disk. Raises ValueError where the encodings can't be written,
+        and, with both figures, where the disk has no room for what is missing and `least`; says where it has none for `most`.
         """
         try:
             count, *shape = plan.caption_shape
@@ -96,11 +100,19 @@ class EncodingCache:
         free = math.inf
         with contextlib.suppress(OSError):  # a disk that doesn't say
             free = free_bytes(self.path)
-        if need > free:
-            raise ValueError(
-                f"the encodings of {len(plan.captions):,} pictures and {plan.caption_shape[0]:,} captions need {in_bytes(need)} more, "
-                f"but the disk of {self.path.parent} has {in_bytes(free)} free; {CURE}"
+        fatal = need + least > free
+        written = least if fatal else most
+        if need and need + written > free and (fatal or free >= most):  # else it was said of the run alone
+            beside = (
+                f" and what the run writes into output_dir, on the same disk, {in_bytes(written)}" if written else ""
             )
+            problem = (
+                f"the encodings of {len(plan.captions):,} pictures and {plan.caption_shape[0]:,} captions need {in_bytes(need)} "
+                f"more{beside}, but the disk of {self.path.parent} has {in_bytes(free)} free; {CURE}"
+            )
+            if fatal:
+                raise ValueError(problem)
+            say(f"warning: {problem}")
         return captions, pictures
 
 

@@ -23,6 +23,7 @@ from lora_kit.data.records import SealedRecords
 from lora_kit.loss import normal_like
 from lora_kit.models import load_models
 from lora_kit.system.checks import shown
+from lora_kit.system.files import same_disk
 from lora_kit.system.signals import outlive
 from lora_kit.system.turns import first_of_machine
 
@@ -61,8 +62,11 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.images if self.plan is None else self.plan.captions)
 
-    def prepare(self) -> "PreparedPictures":
-        """The data set that a loop reads. Nothing is encoded yet, but what is wrong with the encoders or the disk is known."""
+    def prepare(self, least: int = 0, most: int = 0) -> "PreparedPictures":
+        """The data set that a loop reads. Nothing is encoded yet, but what is wrong with the encoders or the disk is known.
+
+        least, most: bytes that the run itself will write into output_dir, which may be on the same disk.
+        """
         config, accelerator, seed = self.config, self.accelerator, self.seed
         encoders = Encoders(config, accelerator.device, self.dtype)
         if config.no_cache:
@@ -83,7 +87,8 @@ class Pictures:
                 sizes = batch_sizes(config, len(self), accelerator.num_processes)
                 self.plan = Plan.of(config, self.images, *encoders.get(*ENCODERS), sizes)
                 self.cache.write(self.plan)
-        hidden, posteriors = self.cache.open(self.plan)
+        least, most = (least, most) if same_disk(config.output_dir, self.cache.path) else (0, 0)
+        hidden, posteriors = self.cache.open(self.plan, least, most, accelerator.print)
         if accelerator.is_local_main_process:
             _warn_of_cut(self.plan.cut, *self.plan.caption_shape[:2], self.plan.dropped)
         load = partial(load_images, config, seed)

@@ -10,12 +10,23 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
 from lora_kit.output.base_model import base_identity
-from lora_kit.system.files import NotWritten, file_digest, free_bytes, in_bytes, json_digest, put_in_place, reason, sync
+from lora_kit.system.files import (
+    NotWritten,
+    file_digest,
+    finite,
+    free_bytes,
+    in_bytes,
+    json_digest,
+    put_in_place,
+    reason,
+    sync,
+)
 
 MANIFEST, FORMAT = "checkpoint.json", 2
 NAME = re.compile("checkpoint-[1-9][0-9]*")
@@ -23,8 +34,12 @@ NAME = re.compile("checkpoint-[1-9][0-9]*")
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first, whole or not. Copies under other names are not among them."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if NAME.fullmatch(path.name)]
-    return sorted(folders, key=number)
+    return [path for path in called_checkpoints(output_dir) if path.is_dir()]
+
+
+def called_checkpoints(output_dir: str | Path) -> list[Path]:
+    """All that has a checkpoint's name, oldest first, be it the folder, a link, or somebody's file."""
+    return sorted((path for path in Path(output_dir).glob("checkpoint-*") if NAME.fullmatch(path.name)), key=number)
 
 
 def number(folder: Path) -> int:
@@ -43,7 +58,7 @@ def seal(folder: str | Path, config: TrainingConfig, **about: Any) -> None:
     for path in sorted(path for path in folder.iterdir() if path.name != MANIFEST):
         files[path.name] = _digest(path)
         sync(path)
-    manifest, record = folder / MANIFEST, {"format": FORMAT, **about, "files": files, "config": settings}
+    manifest, record = folder / MANIFEST, {"format": FORMAT, **finite(about), "files": files, "config": settings}
     manifest.write_text(json.dumps(record | {"seal": _seal_of(record)}, indent=1))
     sync(manifest)
     sync(folder)
@@ -69,7 +84,7 @@ def read(folder: str | Path) -> dict[str, Any]:
             raise ValueError(f"{folder / MANIFEST} is not as it was written: it is damaged, or another program's")
     except FileNotFoundError:
         raise ValueError(f"{folder} has no {MANIFEST}, which is written last: it was not finished") from None
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{folder / MANIFEST} can't be read: {type(error).__name__} {error}") from None
     for name, digest in record["files"].items():
         path = folder / name
@@ -133,10 +148,13 @@ def write_checkpoint(
         raise NotWritten(f"{final} can't be written: {reason(error)}{free}") from error
     if accelerator.is_main_process and config.checkpoints_total_limit:
         all_of_them = checkpoints(output_dir)
-        finite = next((folder for folder in reversed(all_of_them) if is_finite(folder)), None)
+        kept = next((folder for folder in reversed(all_of_them) if is_finite(folder)), None)
         for old in all_of_them[: -config.checkpoints_total_limit]:
-            if old != finite:
-                remove(old)
+            if old != kept:
+                try:
+                    remove(old)
+                except OSError as error:
+                    print(f"warning: {old} can't be removed: {reason(error)}; the run goes on", file=sys.stderr)
     accelerator.wait_for_everyone()
 
 
@@ -144,5 +162,5 @@ def is_finite(folder: Path) -> bool:
     """Whether a checkpoint says of its LoRA that it was finite; one that can't be read doesn't."""
     try:
         return json.loads((folder / MANIFEST).read_text()).get("finite", True)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False

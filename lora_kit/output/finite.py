@@ -45,7 +45,8 @@ class FiniteCheck:
 
     def stop(self, update: int, what: str) -> None:
         if not self.config.allow_nan:
-            raise NotFinite(f"{what} (counted from 0; {', '.join(self.evidence)}). {self.causes(update)}")
+            evidence = ", ".join([*self.evidence, f"mixed_precision {self.precision}"])
+            raise NotFinite(f"{what} (counted from 0; {evidence}). {self.causes(update)}")
 
     def causes(self, update: int) -> str:
         """What is likely behind it, as far as the settings tell, and the way out."""

@@ -2,24 +2,24 @@
 
 import errno
 import json
-import math
 import os
 import platform
 import shutil
 import sys
+import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
-from lora_kit.output.checkpoints import checkpoints, newest_whole, number
+from lora_kit.output.checkpoints import called_checkpoints, newest_whole, number
 from lora_kit.output.lora_file import LORA, make_repository, rescue, upload_problem
 from lora_kit.output.metrics import METRICS, read_metrics
 from lora_kit.output.room import check_room
 from lora_kit.steps import Steps
 from lora_kit.system.devices import device_name
-from lora_kit.system.files import NotWritten, disk_failed, reason, write_whole
+from lora_kit.system.files import NotWritten, disk_failed, finite, reason, write_whole
 
 LOCK = "run.lock"
 VALIDATION = "validation"
@@ -71,7 +71,11 @@ class OutputFolder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self.lock = hold(self.path / LOCK)
+                if self.lock:  # what a run that was killed hadn't finished
+                    for part in self.path.glob("checkpoint-*.part"):
+                        shutil.rmtree(part, ignore_errors=True)
             except OSError as error:
+                self.leave()
                 raise ValueError(f"output_dir {str(self.path)!r} can't be written: {reason(error)}") from None
         return self
 
@@ -105,11 +109,13 @@ class OutputFolder:
             with suppress(OSError):  # not empty: it is somebody's
                 self.path.rmdir()
 
-    def check_room(self, config: TrainingConfig, steps: Steps, first_update: int) -> None:
-        """Say where the disk has no room for all that the run will write; ValueError where not even for one checkpoint."""
-        warning = check_room(config, steps, first_update)
+    def check_room(self, config: TrainingConfig, steps: Steps, first_update: int) -> tuple[int, int]:
+        """(the least, the most) bytes that the run will write here. Says where the disk has no room for all of it; ValueError
+        where not even for one checkpoint."""
+        needed, warning = check_room(config, steps, first_update)
         if warning and self.main:
             print(f"warning: {warning}", file=sys.stderr)
+        return (needed.least, needed.most) if needed else (0, 0)
 
     def begin(
         self,
@@ -174,13 +180,13 @@ class OutputFolder:
         earlier = [self.path / name for name in (METRICS, LORA, VALIDATION)]
         if self.path.resolve() in self.logging_dir.resolve().parents:  # logs outside are shared with other runs
             earlier.append(self.logging_dir)
-        later = [path for path in checkpoints(self.path) if number(path) > (kept or 0)]
+        later = [path for path in called_checkpoints(self.path) if number(path) > (kept or 0)]
         if kept is not None:
             earlier = [self.path / LORA] if later else []
         earlier = [path for path in [*earlier, *later] if path.exists() or path.is_symlink()]
         if earlier:
             names = [path.name.removeprefix("earlier-") for path in self.path.glob("earlier-*")]
-            aside = self.path / f"earlier-{1 + max((int(name) for name in names if name.isdigit()), default=0)}"
+            aside = self.path / f"earlier-{1 + max((int(name) for name in names if name.isdecimal()), default=0)}"
             aside.mkdir()
             for path in earlier:
                 shutil.move(path, aside / path.name)
@@ -204,17 +210,14 @@ class OutputFolder:
         self.metrics.close()
         if self.lock:
             self.lock.release()
+            self.lock = None
         self.__enter__()
         self.to_remove = False
         self.open_metrics(lines)
 
 
 def _line(record):
-    """A record as a line of JSON, which has no word for a number that is not finite."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(finite(record), allow_nan=False) + "\n"
 
 
 def hold(path: Path) -> Any:
@@ -222,24 +225,30 @@ def hold(path: Path) -> Any:
 
     None, with a line that says so, on a disk without file locks. Raises ValueError where another run holds it.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock, SoftFileLock, Timeout
 
-    lock = FileLock(path, blocking=False)
+    lock, new = FileLock(path, blocking=False), not path.exists()
     try:
-        lock.acquire()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # filelock's, where it takes to a soft lock
+            lock.acquire()
+        if not isinstance(lock, SoftFileLock):
+            path.write_text(f"process {os.getpid()} on {platform.node()}")
+            return lock
     except Timeout:
-        if not path.exists():
-            return hold(path)  # the other run ended and took the file away in between
-        holder = path.read_text().strip() or "another run"
-        raise ValueError(
-            f"output_dir {str(path.parent)!r} is in use by {holder}: choose another output_dir, or wait until it ends"
-        ) from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if not isinstance(lock, SoftFileLock):
+            if not path.exists():
+                return hold(path)  # the other run ended and took the file away in between
+            holder = path.read_text().strip() or "another run"
+            raise ValueError(
+                f"output_dir {str(path.parent)!r} is in use by {holder}: choose another output_dir, or wait until it ends"
+            ) from None
+    except (OSError, NotImplementedError) as error:  # the latter is an older filelock's
+        if new:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            lock.release()
             raise
-        print(
-            f"warning: no file locks on the disk of {path.parent}: see that no other run writes there", file=sys.stderr
-        )
-        return None
-    path.write_text(f"process {os.getpid()} on {platform.node()}")
-    return lock
+    lock.release()  # a soft lock, the file alone, would outlive a run that is killed
+    print(f"warning: no file locks on the disk of {path.parent}: see that no other run writes there", file=sys.stderr)
+    return None

@@ -1,6 +1,7 @@
 """The LoRA's file: pytorch_lora_weights.safetensors, written whole or not at all."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -25,7 +26,7 @@ def save_lora(unet: Any, folder: str | Path, peft_keys: bool = True) -> str:
     from peft.utils import get_peft_model_state_dict
 
     settings = None
-    if peft_keys:  # sets in a fixed order; safetensors itself writes its header's two entries in either
+    if peft_keys:  # sets in a fixed order
         settings = unet.peft_config["default"].to_dict()
         settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     layers = {name: tensor.detach().float().cpu() for name, tensor in get_peft_model_state_dict(unet).items()}
@@ -35,8 +36,20 @@ def save_lora(unet: Any, folder: str | Path, peft_keys: bool = True) -> str:
         StableDiffusionPipeline.save_lora_weights(
             part.parent, unet_lora_layers=layers, weight_name=part.name, unet_lora_adapter_metadata=settings
         )
+        sort_metadata(part)
 
     return str(write_whole(Path(folder, LORA), write))
+
+
+def sort_metadata(path: Path) -> None:
+    """Sort the metadata in the header of a safetensors file, which the library writes in any order: one LoRA is one file."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def rescue(save: Callable[[Path], str], output_dir: Path) -> str | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def find_checkpoint(output_dir: Path, wanted: str | None) -> tuple[Path | None, 
             said = [f"resume_from_checkpoint 'latest' finds no checkpoint in {output_dir}: the run starts anew"]
         return folder, record, said
     path = Path(wanted)
-    elsewhere = len(path.parts) > 1 and path.resolve().parent != output_dir.resolve()
+    named = not os.path.dirname(wanted.rstrip("/"))  # which Path doesn't tell: it drops a leading "./"
+    elsewhere = not named and path.parent.resolve() != output_dir.resolve()
     path = path if elsewhere else output_dir / path.name
     if path not in checkpoints(path.parent):
         names = ", ".join(folder.name for folder in checkpoints(output_dir)) or "none"

@@ -91,21 +91,23 @@ def room_problem(config: TrainingConfig, needed: Room, first_update: int = 0) ->
     return False, reason, f"make room, or set {less}"
 
 
-def check_room(config: TrainingConfig, steps: Steps, first_update: int = 0) -> str | None:
-    """What is wrong where later checkpoints won't fit on output_dir's disk, else None. Raises ValueError, with both figures, where
-    not even the LoRA and one checkpoint do. A base model that can't be described is left to who loads it."""
+def check_room(config: TrainingConfig, steps: Steps, first_update: int = 0) -> tuple[Room | None, str | None]:
+    """(the `Room` of the run, what is wrong where later checkpoints won't fit on output_dir's disk). Raises ValueError, with both
+    figures, where not even the LoRA and one checkpoint do. (None, None) for a base model that can't be described: it is left to
+    who loads it."""
     import torch
 
     try:
         unet = empty_unet(config)
     except Exception:  # of each library its own
-        return None
+        return None, None
     with torch.device("meta"):  # takes no memory, and draws nothing
         add_lora(unet, config.rank, config.target_modules, config.lora_alpha)
-    problem = room_problem(config, room(config, unet, steps, first_update), first_update)
+    needed = room(config, unet, steps, first_update)
+    problem = room_problem(config, needed, first_update)
     if problem is None:
-        return None
+        return needed, None
     fatal, reason, cure = problem
     if fatal:
         raise ValueError(f"{reason}; {cure}")
-    return f"{reason}; {cure}"
+    return needed, f"{reason}; {cure}"

@@ -5,6 +5,7 @@ import errno
 import glob
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -73,6 +74,17 @@ def json_digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
+def finite(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with None for each number that is not finite, for which JSON has no word.
+
+    >>> finite({"loss": float("nan"), "lr": 0.1})
+    {'loss': None, 'lr': 0.1}
+    """
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
+
+
 def write_sealed(path: Path, value: object, cure: str = "") -> None:
     """Write a value as JSON with its digest, for `read_sealed`. Raises NotWritten, as `write_whole` does."""
     text = json.dumps({"value": value, "seal": json_digest(value)})
@@ -84,7 +96,7 @@ def read_sealed(path: Path) -> Any:
     try:
         stored = json.loads(path.read_text())
         return stored["value"] if stored["seal"] == json_digest(stored["value"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -126,11 +138,21 @@ def remove_unused(folder: Path, pattern: str) -> None:
 
 def free_bytes(path: str | Path) -> int:
     """The bytes that the disk still takes on which `path` stands or would be made. Raises OSError where it can't be asked."""
-    path = Path(path).absolute()
-    usage = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists()))
+    usage = shutil.disk_usage(_standing(path))
     if not usage.total:
         raise OSError(f"the disk of {path} doesn't say how large it is")
     return usage.free
+
+
+def same_disk(path: str | Path, other: str | Path) -> bool:
+    """Whether both paths stand, or would be made, on one disk."""
+    return _standing(path).stat().st_dev == _standing(other).stat().st_dev
+
+
+def _standing(path):
+    """The path, or the innermost folder above it, that is there."""
+    path = Path(path).absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def in_bytes(size: float) -> str:

@@ -24,10 +24,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from safetensors.torch import load_file  # noqa: E402
-
 from lora_kit.output.checkpoints import checkpoints, read  # noqa: E402
-from lora_kit.output.lora_file import LORA  # noqa: E402
 from lora_kit.output.metrics import METRICS, read_metrics  # noqa: E402
 
 UPDATES = 8
@@ -86,13 +83,8 @@ def updates(folder):
 
 
 def outcome(folder):
-    """What a finished run has made: its LoRA's numbers (safetensors orders its metadata as it likes), the digests of its
-    last checkpoint's other files, and its metrics."""
-    last = checkpoints(folder)[-1]
-    files = read(last)["files"]
-    del files[LORA]
-    tensors = {name: tensor.numpy().tobytes() for name, tensor in load_file(last / LORA).items()}
-    return tensors, files, updates(folder)
+    """What a finished run has made: the digests of its last checkpoint's files, the LoRA among them, and its metrics."""
+    return read(checkpoints(folder)[-1])["files"], updates(folder)
 
 
 def whole_run(processes, folder, cache, log, resume=False):

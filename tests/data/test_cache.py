@@ -7,6 +7,7 @@ import time
 import huggingface_hub
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from test_encoding import config, write_folder
 
@@ -14,8 +15,10 @@ from lora_kit.config import TrainingConfig
 from lora_kit.data.cache import EncodingCache, evict
 from lora_kit.data.encoding import Plan
 from lora_kit.data.identity import data_identity
+from lora_kit.data.prepared import Pictures
 from lora_kit.models import EMBEDDED_MODEL
 from lora_kit.system.files import in_bytes
+from lora_kit.system.state import own_accelerate_state
 
 # the defaults of diffusers' script are out of the ordinary
 pytestmark = pytest.mark.filterwarnings("ignore::lora_kit.config.ConfigWarning")
@@ -213,6 +216,34 @@ def test_room_is_made_for_what_will_be_written(folder, monkeypatch):
     monkeypatch.setenv("LORA_KIT_CACHE_GB", str((102_400 + need - 1) / 1e9))
     store.open(PLAN)
     assert not older.exists() and store.path.exists()
+
+
+def test_encodings_and_what_the_run_writes_must_fit_together(folder, monkeypatch):
+    store, said = cache(config(folder)), []
+    need = 6 * (2 * 4 * 16 * 16 * 4 + 16) + 2 * (77 * 8 * 4 + 16)
+    monkeypatch.setattr("lora_kit.data.cache.free_bytes", lambda path: need + 1_000_000)
+    store.open(PLAN, 900_000, 1_000_000, said.append)
+    store.open(PLAN, 900_000, 9_000_000, said.append)  # too much by itself, which was said before
+    assert said == []
+    store.open(PLAN, 900_000, 1_000_001, said.append)
+    beside = (
+        f"need {in_bytes(need)} more and what the run writes into output_dir, on the same disk, 1.0 MB, but the disk of"
+    )
+    assert len(said) == 1 and said[0].startswith("warning: the encodings of 3 pictures") and beside in said[0]
+    with pytest.raises(ValueError, match=beside):
+        store.open(PLAN, 1_000_001, 2_000_000)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_the_run_writes_counts_on_one_disk_alone(same, folder, monkeypatch):
+    counted = []
+    monkeypatch.setattr("lora_kit.data.prepared.same_disk", lambda path, other: same)
+    monkeypatch.setattr(
+        EncodingCache, "open", lambda self, plan, least, most, say: counted.append((least, most)) or 1 / 0
+    )
+    with own_accelerate_state(), pytest.raises(ZeroDivisionError):
+        Pictures(config(folder), Accelerator(cpu=True), 0, torch.float32).prepare(1, 2)
+    assert counted == [(1, 2) if same else (0, 0)]
 
 
 def test_a_disk_that_takes_nothing_is_a_clear_error(folder, monkeypatch, tmp_path):

@@ -264,7 +264,7 @@ def test_states(finished):
     assert [progress["running"] for progress in seen] == [True] * (len(seen) - 1) + [False]
     final = {name: states[name][-1] for name in TRIALS}
     assert final == {"low": "done", "broken": "failed", "high": "done", "script": "done"}
-    assert all(0 < trial(finished, name)["seconds"] < 120 for name in TRIALS)
+    assert all(trial(finished, name)["seconds"] > 0 for name in TRIALS)
     json.dumps(seen[-1])  # plain
 
 

@@ -11,7 +11,7 @@ from running import records
 from safetensors.torch import load_file
 
 from lora_kit.config import ConfigWarning, TrainingConfig, quiet_config
-from lora_kit.output.checkpoints import checkpoints
+from lora_kit.output.checkpoints import MANIFEST, checkpoints
 from lora_kit.output.finite import SKIPS, FiniteCheck, NotFinite
 from lora_kit.output.lora_file import LORA
 from lora_kit.output.metrics import METRICS
@@ -61,7 +61,7 @@ def test_a_run_that_diverges_ends_and_keeps_what_was_good(copy):
     with pytest.raises(NotFinite) as error:
         run(copy, **RUINOUS, max_train_steps=12, resume_from_checkpoint="latest")
     said = str(error.value)
-    assert "(counted from 0; rate 1e+18, gradients not clipped)" in said
+    assert "(counted from 0; rate 1e+18, gradients not clipped, mixed_precision no)" in said
     assert "learning_rate 1e+18 is above the usual 1e-05 to 0.01" in said and "max_grad_norm 0 leaves" in said
     assert "checkpoint-4" in finite_ones(copy) and finite_ones(copy) == [path.name for path in checkpoints(copy)]
     for line in (copy / METRICS).read_text().splitlines():
@@ -75,12 +75,13 @@ def test_with_allow_nan_the_run_goes_on_and_the_newest_finite_checkpoint_stays(c
     names = [path.name for path in checkpoints(copy)]
     assert names[-2:] == ["checkpoint-11", "checkpoint-12"]
     assert len(names) == 3 and finite_ones(copy) == names[:1]
+    assert json.loads((copy / names[-1] / MANIFEST).read_text(), parse_constant=plain)["loss"] is None
     lines = [json.loads(line, parse_constant=plain) for line in (copy / METRICS).read_text().splitlines()]
     assert lines[-1]["event"] == "end" and lines[-1]["loss"] is None and lines[-2]["loss"] is None
     again = run(
         copy, **RUINOUS, max_train_steps=12, resume_from_checkpoint="latest", allow_nan=True
     )  # nothing is left to do
-    assert again.updates == 12 and records(copy)[-1]["loss"] is None
+    assert again.updates == 12 and math.isnan(again.loss) and records(copy)[-1]["loss"] is None
 
 
 @pytest.mark.slow
@@ -106,12 +107,20 @@ def test_what_is_finite_passes():
 @pytest.mark.parametrize(
     ("loss", "norm", "words"),
     [
-        (math.nan, 2.0, "the loss of update 7 is nan (counted from 0; rate 0.001, gradient norm 2)."),
-        (math.inf, None, "the loss of update 7 is inf (counted from 0; rate 0.001, gradients not clipped)."),
+        (
+            math.nan,
+            2.0,
+            "the loss of update 7 is nan (counted from 0; rate 0.001, gradient norm 2, mixed_precision no).",
+        ),
+        (
+            math.inf,
+            None,
+            "the loss of update 7 is inf (counted from 0; rate 0.001, gradients not clipped, mixed_precision no).",
+        ),
         (
             0.5,
             math.nan,
-            "the gradients of update 7 are not finite (counted from 0; rate 0.001, gradient norm nan).",
+            "the gradients of update 7 are not finite (counted from 0; rate 0.001, gradient norm nan, mixed_precision no).",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""An upload: asked for before training, and of the LoRA and the pictures alone. The Hub is one that answers here."""
+"""The LoRA's file, the same for the same LoRA. An upload of it: asked for before training, and of the LoRA and the pictures alone. The Hub is one that answers here."""
 
 import dataclasses
 from pathlib import Path
@@ -9,8 +9,11 @@ from huggingface_hub.utils import filter_repo_objects
 
 import lora_kit.training
 from lora_kit.config import quiet_config
+from lora_kit.models import load_models
 from lora_kit.output.folder import VALIDATION, check_output
-from lora_kit.output.lora_file import LORA, push_to_hub
+from lora_kit.output.lora_file import LORA, push_to_hub, save_lora
+from lora_kit.parameters import add_lora
+from lora_kit.system.files import file_digest
 
 SETTINGS = dict(style="outlined", learning_rate=1e-3, push_to_hub=True, hub_model_id="lora", hub_token="hf_secret")
 
@@ -36,6 +39,21 @@ def hub(monkeypatch):
         monkeypatch.setattr(huggingface_hub, name, answer(name))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     return asked, refused
+
+
+def test_one_lora_is_one_file(tmp_path):
+    """Though safetensors writes the metadata in any order; and the settings are read back from it."""
+    from diffusers import StableDiffusionPipeline
+
+    unet = load_models(quiet_config(dict(style="outlined", learning_rate=1e-3)), parts=("unet",)).unet
+    add_lora(unet, rank=2, lora_alpha=6)
+    assert len({file_digest(save_lora(unet, tmp_path / str(number))) for number in range(16)}) == 1
+    stored, _, settings = StableDiffusionPipeline.lora_state_dict(
+        tmp_path / "0", weight_name=LORA, return_lora_metadata=True
+    )
+    assert settings["unet.lora_alpha"] == 6
+    trained = {parameter.data_ptr(): parameter for parameter in unet.parameters() if parameter.requires_grad}
+    assert len(stored) == len(trained)
 
 
 def test_the_repository_is_made_before_training_by_the_first_process_alone(hub):

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from lora_kit.output.metrics import new_records, read_metrics
 
 START = {"event": "start", "total_updates": 4}
@@ -24,3 +26,13 @@ def test_new_records_go_on_where_the_last_whole_line_ended(tmp_path):
     assert new_records(path, place) == ([], 9)
     path.write_bytes('{"a": 1}\n{"b": "ü"}\n'.encode())
     assert new_records(path, place) == ([{"b": "ü"}], 9 + 12)
+
+
+@pytest.mark.parametrize("line", ['{"update": 1, "lo', '"text"', "7", "[" * 100_000, "\0"], ids=range(5))
+@pytest.mark.parametrize("place", [0, 14])
+def test_a_damaged_line_is_named(place, line, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"update": 0}\n{"update": 1}\n' + line + "\n")
+    after = f"line 2 after byte {place}" if place else "line 3"
+    with pytest.raises(ValueError, match=f"^{path}: {after} is damaged .*; take it out$"):
+        new_records(path, place)

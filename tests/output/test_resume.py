@@ -5,20 +5,21 @@ import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
-from running import fingerprint, program
+from running import program
 
 from lora_kit.command_line.flags import to_argv
 from lora_kit.config import ConfigWarning, TrainingConfig
 from lora_kit.output.base_model import base_identity
-from lora_kit.output.checkpoints import MANIFEST, checkpoints, newest_whole, read, seal
+from lora_kit.output.checkpoints import MANIFEST, checkpoints, newest_whole, read, seal, write_checkpoint
 from lora_kit.output.folder import LOCK, hold
 from lora_kit.output.lora_file import LORA
 from lora_kit.output.metrics import METRICS
-from lora_kit.output.resume import compare
+from lora_kit.output.resume import compare, find_checkpoint
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
 from lora_kit.training import train
@@ -55,10 +56,8 @@ def run(folder, pictures, **settings):
 
 
 def digests(folder):
-    """Of the last checkpoint: the LoRA's numbers (safetensors orders its metadata as it likes), and the files of optimizer,
-    schedule and random states."""
-    last = checkpoints(folder)[-1]
-    return read(last)["files"] | {LORA: fingerprint(last / LORA)}
+    """Of the files of the last checkpoint: LoRA, optimizer, schedule and random states."""
+    return read(checkpoints(folder)[-1])["files"]
 
 
 def updates(folder):
@@ -268,6 +267,8 @@ def damage(folder, kind):
     elif kind == "record cut":
         path = folder / MANIFEST
         path.write_text(path.read_text()[:50])
+    elif kind == "record deep":
+        (folder / MANIFEST).write_text("[" * 100_000)
     elif kind in RECORDS:
         path = folder / MANIFEST
         path.write_text(json.dumps(RECORDS[kind](json.loads(path.read_text()))))
@@ -279,6 +280,7 @@ KINDS_OF_DAMAGE = {
     "one bit": "pytorch_lora_weights.safetensors is not as it was written",
     "a file gone": "random_states_0.pkl is missing",
     "record cut": "can't be read",
+    "record deep": "checkpoint.json can't be read: RecursionError",
     "other format": "format 99",
     "a list": "checkpoint.json can't be read",
     "another update": "checkpoint.json is not as it was written: it is damaged, or another program's",
@@ -325,6 +327,39 @@ def test_an_old_checkpoint_goes_after_the_new_one_stands(pictures, tmp_path, mon
     assert there == [[], ["checkpoint-1"], ["checkpoint-2"]]
     (newest,) = checkpoints(tmp_path / "run")
     assert newest.name == "checkpoint-3" and read(newest)["base"] == base_identity(config(tmp_path, pictures))
+
+
+def test_the_limit_costs_only_old_checkpoints(pictures, tmp_path, capsys, monkeypatch):
+    """Of a link the link, of a file nothing; and what can't be removed is said, and costs no run."""
+    folder, mine = tmp_path / "run", tmp_path / "mine"
+    folder.mkdir()
+    mine.mkdir()
+    (folder / "checkpoint-1").write_text("somebody's")
+    (folder / "checkpoint-2").symlink_to(mine)
+    for number in (3, 4, 5):
+        (folder / f"checkpoint-{number}").mkdir()
+    (folder / "checkpoint-4" / MANIFEST).write_text("[" * 100_000)
+    (folder / "checkpoint-5" / MANIFEST).write_text("{}")  # the newest that is finite
+    rmtree = shutil.rmtree
+
+    def refuse(path, **how):
+        if Path(path).name == "checkpoint-3":
+            raise PermissionError(13, "Permission denied")
+        rmtree(path, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    accelerator = SimpleNamespace(
+        is_main_process=True, num_processes=1, mixed_precision="no", wait_for_everyone=lambda: None,
+        save_state=lambda part: Path(part).mkdir(),
+    )  # fmt: skip
+    made = config(folder, pictures, checkpoints_total_limit=1)
+    write_checkpoint(accelerator, folder, made, 6, dict(finite=False))
+    assert sorted(path.name for path in folder.iterdir()) == [f"checkpoint-{number}" for number in (1, 3, 5, 6)]
+    said = capsys.readouterr().err
+    assert (
+        said == f"warning: {folder}/checkpoint-3 can't be removed: PermissionError Permission denied; the run goes on\n"
+    )
+    assert mine.is_dir() and checkpoints(folder) == [folder / f"checkpoint-{number}" for number in (3, 5, 6)]
 
 
 def test_seal_brings_every_file_to_the_disk(pictures, tmp_path, monkeypatch):
@@ -409,6 +444,20 @@ def test_the_checkpoint_of_another_run_is_taken_and_said(once, pictures, tmp_pat
     assert f"resumes from {wanted}, which is not in output_dir {str(tmp_path / 'B')!r}" in capsys.readouterr().out
     assert digests(tmp_path / "B") == digests(once) and updates(tmp_path / "B") == updates(once)
     assert len(checkpoints(tmp_path / "B" / "earlier-1")) == UPDATES
+
+
+def test_a_path_is_taken_where_it_points_and_a_name_in_the_folder(once, tmp_path, monkeypatch):
+    """Of two runs with a checkpoint-3: "./" is a path too. A link in the folder is one of its checkpoints."""
+    other = stopped_after(once, 3, tmp_path / "other")
+    (other / "checkpoint-4").symlink_to(once / "checkpoint-4")
+    monkeypatch.chdir(once)
+    for wanted in ("./checkpoint-3", str(once / "checkpoint-3"), f"../{once.name}/checkpoint-3/"):
+        path, _, (said,) = find_checkpoint(other, wanted)
+        assert path.resolve() == once / "checkpoint-3"
+        assert said == f"resumes from {path}, which is not in output_dir {str(other)!r}"
+    for wanted in ("checkpoint-3", "checkpoint-3/", "checkpoint-4", str(other / "checkpoint-4")):
+        path, _, said = find_checkpoint(other, wanted)
+        assert (path, said) == (other / Path(wanted).name, [])
 
 
 def test_a_checkpoint_that_is_not_there_is_not_exchanged_for_one_that_is(once, pictures, tmp_path):

@@ -100,10 +100,10 @@ def test_what_can_t_fit_is_refused_with_both_figures_and_the_cure(tmp_path):
 
 
 def test_later_checkpoints_that_don_t_fit_are_a_warning(tmp_path):
-    said = check_room(config(tmp_path, checkpointing_steps=1, rank=64), replace(STEPS, max_train_steps=10**7))
+    _, said = check_room(config(tmp_path, checkpointing_steps=1, rank=64), replace(STEPS, max_train_steps=10**7))
     assert "(10000000 checkpoints; the LoRA 3.0 MB, a checkpoint 9.1 MB), so the disk fills up at about update " in said
     assert "; make room, or set checkpoints_total_limit " in said
-    assert check_room(config(tmp_path, checkpointing_steps=10**9, checkpoints_total_limit=3), STEPS) is None
+    assert check_room(config(tmp_path, checkpointing_steps=10**9, checkpoints_total_limit=3), STEPS)[1] is None
 
 
 def test_looking_draws_no_random_number(tmp_path):
@@ -113,7 +113,7 @@ def test_looking_draws_no_random_number(tmp_path):
 
 
 def test_a_base_model_that_can_t_be_described_is_left_to_who_loads_it(tmp_path):
-    assert check_room(config(tmp_path, pretrained_model_name_or_path=str(tmp_path)), STEPS) is None
+    assert check_room(config(tmp_path, pretrained_model_name_or_path=str(tmp_path)), STEPS) == (None, None)
 
 
 @pytest.mark.slow

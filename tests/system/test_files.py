@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from running import full_disk
 
-from lora_kit.system.files import STALE_PART_SECONDS, free_bytes, reason, write_whole
+from lora_kit.system.files import (
+    STALE_PART_SECONDS,
+    free_bytes,
+    read_sealed,
+    reason,
+    same_disk,
+    write_sealed,
+    write_whole,
+)
 
 
 def test_a_file_and_its_folder(tmp_path):
@@ -106,6 +114,16 @@ def test_an_error_that_is_being_handled_is_not_the_reason():
             assert reason(error, older) == "KeyError 'another'" and reason(error) == "RuntimeError an older one"
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"value": 1}', '{"value": 1, "seal": "x"}', "[" * 100_000], ids=range(6)
+)
+def test_what_is_not_as_it_was_sealed_is_nothing(text, tmp_path):
+    write_sealed(tmp_path / "a", [1, None])
+    assert read_sealed(tmp_path / "a") == [1, None]
+    (tmp_path / "a").write_text(text)
+    assert read_sealed(tmp_path / "a") is None
+
+
 def test_writers_at_once_end_with_one_of_their_files(tmp_path):
     path, texts, meet = tmp_path / "a", [str(number) * 100_000 for number in range(4)], threading.Barrier(4)
 
@@ -139,3 +157,7 @@ def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
 
 def test_the_room_of_a_disk_is_that_of_the_place_where_a_file_would_be_made(tmp_path):
     assert abs(free_bytes(tmp_path / "a" / "b") - shutil.disk_usage(tmp_path).free) < 1e9  # others write meanwhile
+
+
+def test_whether_two_places_are_on_one_disk(tmp_path):
+    assert same_disk(tmp_path / "a" / "b", tmp_path / "c") and not same_disk("/proc/a", tmp_path)
