@@ -6,8 +6,9 @@ from typing import Any
 
 from lora_kit.config import FIELDS, TrainingConfig, check_setting, kind_of
 from lora_kit.doctor.case import Case, plan
+from lora_kit.doctor.environment import environment
 from lora_kit.doctor.findings import CHECKS, Check, Finding, Findings
-from lora_kit.doctor.machine import count_pictures, environment
+from lora_kit.doctor.machine import count_pictures
 from lora_kit.doctor.model import describe, trained_shapes
 from lora_kit.doctor.numbers import unusable_warm_up
 from lora_kit.lr_settings import LR_END, problem_of
