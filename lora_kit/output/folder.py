@@ -28,7 +28,10 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what disks without 
 
 def place_problem(config: TrainingConfig) -> str | None:
     """Why output_dir is no good place: inside the folder of the pictures, what a run draws would be trained on by the next."""
-    output = Path(config.output_dir).resolve()
+    try:
+        output = Path(config.output_dir).resolve()
+    except (OSError, ValueError):  # a name that this disk doesn't take, which is said by who makes it
+        return None
     for field in ("train_data_dir", "dataset_name"):
         value = getattr(config, field)
         if value is None or (field == "dataset_name" and not Path(value).is_dir()):
