@@ -1,11 +1,13 @@
 """The room that a run will need on output_dir's disk, estimated before any heavy work."""
 
+import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from lora_kit.config import TrainingConfig
-from lora_kit.models import empty_unet
+from lora_kit.models import describe_unet
 from lora_kit.optimizers import expected_state_bytes
 from lora_kit.output.checkpoints import checkpoints, number
 from lora_kit.parameters import add_lora
@@ -95,14 +97,11 @@ def check_room(config: TrainingConfig, steps: Steps, first_update: int = 0) -> t
     """(the `Room` of the run, what is wrong where later checkpoints won't fit on output_dir's disk). Raises ValueError, with both
     figures, where not even the LoRA and one checkpoint do. (None, None) for a base model that can't be described: it is left to
     who loads it."""
-    import torch
-
     try:
-        unet = empty_unet(config)
+        about = describe_unet(config)
+        unet = _lora_unet(json.dumps(about), config.rank, config.target_modules, config.lora_alpha)
     except Exception:  # of each library its own
         return None, None
-    with torch.device("meta"):  # takes no memory, and draws nothing
-        add_lora(unet, config.rank, config.target_modules, config.lora_alpha)
     needed = room(config, unet, steps, first_update)
     problem = room_problem(config, needed, first_update)
     if problem is None:
@@ -111,3 +110,15 @@ def check_room(config: TrainingConfig, steps: Steps, first_update: int = 0) -> t
     if fatal:
         raise ValueError(f"{reason}; {cure}")
     return needed, f"{reason}; {cure}"
+
+
+@lru_cache(maxsize=4)  # of one notebook's runs most have the same
+def _lora_unet(about, rank, target_modules, lora_alpha):
+    """The UNet that unet/config.json describes, with its LoRA, on the meta device: it takes no memory, and draws nothing."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(json.loads(about))
+        add_lora(unet, rank, target_modules, lora_alpha)
+    return unet
