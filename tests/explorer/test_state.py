@@ -4,7 +4,9 @@ import copy
 import dataclasses
 
 import pytest
+from counting import calls
 
+from lora_kit.explorer.curves import SAMPLES
 from lora_kit.explorer.presets import PRESETS
 from lora_kit.explorer.state import PASTED, RULES, START, State, describe
 
@@ -237,3 +239,50 @@ def test_a_number_that_nothing_can_count_with_changes_nothing(name):
     with pytest.raises(ValueError, match=f"{name} 1000"):
         turned.turn(name, 10**400)
     assert everything(turned) == before
+
+
+# texts of a length that the page has to work with beyond reading them, so that two lengths can be compared
+
+TRAINING = "python -m lora_kit.training --learning_rate 1e-3"
+LONG = {
+    "rules": lambda n: (
+        f"{TRAINING} --lr_scheduler piecewise_constant --max_train_steps 10000 --lr_step_rules "
+        + "".join(f"0.5:{index}," for index in range(1, n))
+        + "1"
+    ),
+    "rules in disorder": lambda n: f"{TRAINING} --lr_scheduler piecewise_constant --lr_step_rules " + "1:9," * n + "1",
+    "rules that nothing reads": lambda n: f"{TRAINING} --lr_step_rules " + "1:9," * n + "1",
+    "a long module": lambda n: f"training: {{target_modules: [{'q' * n}]}}",
+    "a long name of a setting": lambda n: f"training:\n  ? {'r' * n}\n  : 4",
+    "settings that are none": lambda n: "TrainingConfig(" + ", ".join(f"a{index}=4" for index in range(n)) + ")",
+    "a long prompt": lambda n: f"{TRAINING} --validation_prompt '{'a ' * n}'",
+    "a long schedule": lambda n: f"{TRAINING} --lr_scheduler {'c' * n}",
+    "a long model": lambda n: f"{TRAINING} --pretrained_model_name_or_path {'a/' * n}",
+}
+
+
+def work(text):
+    """The calls that taking a text makes, whether or not it can be taken."""
+    pasted = state()
+    count, refusal = calls(lambda: pasted.take(text))
+    assert len(str(refusal)) < 900 and all(len(error) < 900 for error in pasted.summary["errors"])
+    return count
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_twice_the_paste_is_at_most_twice_the_work(name):
+    make = LONG[name]
+    work(make(1))  # imports and caches
+    assert work(make(6_000)) <= 2.2 * work(make(3_000)) + 1_000
+
+
+@pytest.mark.parametrize(("rules", "corners"), [(SAMPLES, SAMPLES), (SAMPLES + 1, 0), (5_000, 0)])
+def test_rules_beyond_what_can_be_told_apart_are_not_drawn_one_by_one(rules, corners):
+    pasted = state()
+    text = "".join(f"0.5:{20_000 * index}," for index in range(1, rules + 1))
+    pasted.take(
+        f"training: {{lr_scheduler: piecewise_constant, max_train_steps: 1000000000, lr_step_rules: '{text}1'}}"
+    )
+    updates = pasted.summary["updates"]
+    assert len([update for update in updates if update + 1 in updates]) in (corners, corners + 1)  # with the cursor
+    assert len(updates) <= 3 * SAMPLES + 1
