@@ -7,7 +7,7 @@ from lora_kit.command_line.flags import build_parser
 from lora_kit.command_line.reading import SCRIPT_FILE, Reading
 from lora_kit.command_line.texts import read
 
-RUN = f"accelerate launch {SCRIPT_FILE}"
+RUN = f"accelerate launch --num_processes 1 {SCRIPT_FILE}"
 FLAGS = "--dataset_name=d/s --learning_rate=1e-3 --lr_warmup_steps 9"
 MEANT = dict(dataset_name="d/s", learning_rate=1e-3, lr_warmup_steps=9)
 
@@ -33,7 +33,7 @@ MEANT = dict(dataset_name="d/s", learning_rate=1e-3, lr_warmup_steps=9)
         f"cat > a.yaml <<EOF\na: 1\nEOF\n{RUN} {FLAGS}",
         f"sbatch <<EOF\n#!/bin/bash\n#SBATCH -n 1\n{RUN} {FLAGS}\nEOF",
         f"nohup bash -c '{RUN} {FLAGS}' &",
-        f".\\venv\\Scripts\\accelerate.exe launch .\\examples\\{SCRIPT_FILE} {FLAGS}",
+        f".\\venv\\Scripts\\accelerate.exe launch --num_processes 1 .\\examples\\{SCRIPT_FILE} {FLAGS}",
         f"```bash\n{RUN} {FLAGS}\n```",
         f"~~~\n{RUN} {FLAGS}\n~~~",
         f"```\n{RUN} {FLAGS}",

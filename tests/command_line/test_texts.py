@@ -46,7 +46,10 @@ def test_a_readme_s_command_is_read_with_its_variables():
         mixed_precision="fp16",
     )  # fmt: skip
     assert (reading.num_processes, reading.num_examples) == (1, None)
-    assert reading.sentences == ("mixed_precision fp16 is the launcher's",)
+    assert reading.sentences == (
+        "accelerate launch without --num_processes starts one process for each GPU: read as 1",
+        "mixed_precision fp16 is the launcher's",
+    )
 
 
 def test_diffusers_script_has_its_own_defaults():
