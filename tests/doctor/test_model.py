@@ -95,3 +95,10 @@ def test_a_description_that_can_not_be_read_is_an_error(content, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     (finding,) = findings_of("base model", SOUND | dict(pretrained_model_name_or_path=str(tmp_path)))
     assert finding.status == ERROR and finding.reason
+
+
+def test_a_base_that_is_known_to_be_another_kind_is_said_without_reading_it():
+    other = SOUND | dict(pretrained_model_name_or_path="stabilityai/sdxl-turbo")
+    (finding,) = findings_of("base model", other)
+    assert finding.status == "error" and finding.cure.startswith("diffusers' train_text_to_image_lora_sdxl.py for this")
+    assert findings_of("base model", other, unet=loaded_unet()) == []  # of your own loop, which may well train it
