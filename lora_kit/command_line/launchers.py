@@ -10,13 +10,8 @@ from lora_kit.system.checks import shown, whole_number
 ACCELERATE = ("accelerate", "accelerate-launch", "accelerate.commands.launch")
 TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 MPI = ("mpirun", "mpiexec", "orterun", "horovodrun")
-SEVERAL = (
-    "--multi_gpu",
-    "--use_deepspeed",
-    "--use_fsdp",
-    "--use_megatron_lm",
-    "--tpu",
-)  # flags of accelerate that ask for more than one process
+# flags of accelerate that ask for more than one process
+SEVERAL = ("--multi_gpu", "--use_deepspeed", "--use_fsdp", "--use_megatron_lm", "--tpu")
 
 
 @dataclass(frozen=True)

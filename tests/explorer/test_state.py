@@ -135,6 +135,27 @@ def test_a_paste():
     assert (pasted.summary["total_updates"], pasted.cursor) == (100, 50)
 
 
+SDXL = (
+    "accelerate launch --num_processes 1 train_text_to_image_lora_sdxl.py --lr_scheduler cosine --gradient_accumulation_steps 4 "
+    "--pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 --max_train_steps 2000 --lr_warmup_steps 0"
+)
+
+
+def test_a_paste_of_the_sdxl_script_draws_that_script_s_rates():
+    pasted = state()
+    pasted.look(trainers=("kohya",))
+    assert any('has rates of its own, drawn as "diffusers\' SDXL script"' in said for said in pasted.take(SDXL))
+    pasted.look(cursor=1900)
+    run, *_, script = pasted.summary["curves"]
+    assert (run["label"], script["kind"]) == ("as lora_kit would apply it", "diffusers_sdxl")
+    here, there = (curve["rates"][curve["updates"].index(1900)] for curve in (run, script))
+    assert (f"{here:.2g}", f"{there:.2g}") == ("6.2e-07", "8.7e-05")  # its cosine takes four times as long
+    pasted.turn("rank", 8)
+    assert pasted.summary["curves"][0]["label"] == run["label"]
+    pasted.take(TRAINING)
+    assert [curve["label"] for curve in pasted.summary["curves"]] == ["as applied", "kohya sd-scripts"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
