@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_kit.lr_settings import LR_END, LR_SCHEDULERS, READ_BY, WARM_UP, check_warmup, parse_step_rules, problem_of
 from lora_kit.script import KIT, SCRIPT, Behaviour
-from lora_kit.system.checks import checked, did_you_mean
+from lora_kit.system.checks import checked, did_you_mean, shown
 from lora_kit.system.secret import Secret
 
 STYLES = ("twemoji", "outlined", "line_art", "blueprint", "openmoji", "openmoji_line")
@@ -231,7 +231,7 @@ def _with_defaults(settings):
     for name in settings:
         if name not in FIELDS:
             hint = did_you_mean(name, FIELDS, "see `python -m lora_kit.training --help` for all of them")
-            raise TypeError(f"{name!r} is not a setting: {hint}")
+            raise TypeError(f"{shown(name)} is not a setting: {hint}")
     settings = {**(SCRIPT if settings.get("match_diffusers") else KIT).defaults, **settings}
     if "learning_rate" not in settings:
         raise TypeError("learning_rate is missing: choose one; 1e-4 to 1e-3 is typical of LoRA")

@@ -61,5 +61,5 @@ def parse_step_rules(rules: str | None) -> tuple[list[tuple[int, float]], float]
         raise ValueError(f"lr_step_rules {shown(rules)}: each factor must be a number of at least 0; {example}")
     boundaries = [boundary for boundary, _ in parsed]
     if sorted(set(boundaries)) != boundaries or any(boundary < 1 for boundary in boundaries):
-        raise ValueError(f"lr_step_rules {shown(rules)}: boundaries {boundaries} must rise from 1 on; {example}")
+        raise ValueError(f"lr_step_rules {shown(rules)}: boundaries {shown(boundaries)} must rise from 1 on; {example}")
     return parsed, last

@@ -14,7 +14,7 @@ from typing import Any
 
 from lora_kit.config import TARGET_MODULES
 from lora_kit.optimizers import MIN_8BIT_ELEMENTS, expected_state_bytes
-from lora_kit.system.checks import checked, whole_number
+from lora_kit.system.checks import checked, shown, whole_number
 from lora_kit.system.modules import nearest_kind
 
 SHAPES = Path(__file__).parent / "model_shapes.json"
@@ -47,12 +47,12 @@ def lora_shapes(
     """
     rank, modules = whole_number("rank", rank), _about(model)["modules"]
     targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    checked("target_modules", targets, tuple)
+    targets = dict.fromkeys(checked("target_modules", targets, tuple))  # each once, however often it is named
     if not targets:
         raise ValueError(f"target_modules is empty: name modules such as {TARGET_MODULES}")
     for target in targets:
         if not any(_matches(name, target) for name, _, _ in modules):
-            raise ValueError(f"no module matched {target!r}; {_hint(target, [name for name, _, _ in modules])}")
+            raise ValueError(f"no module matched {shown(target)}; {_hint(target, [name for name, _, _ in modules])}")
     shapes = []
     for name, (out, into, *kernel), count in modules:
         if any(_matches(name, target) for target in targets):

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,14 +124,15 @@ def plot_run(path: str | Path, figure: "Figure | None" = None) -> "Figure":
 class LiveMetrics:
     """Draws a run's metrics.jsonl in the notebook's cell while the body of the `with` runs, from a thread.
 
-    path: of the metrics, which need not be there yet. every: seconds between two looks at them. For `train` and `launch` alike:
+    path: of the metrics, which need not be there yet. every: seconds between two looks at them. What can't be drawn is tried
+    again at the next change, and ends no training: where the last picture fails, a warning says why. For `train` and `launch` alike:
 
         with LiveMetrics("runs/a/metrics.jsonl"):
             launch(config)
     """
 
     def __init__(self, path: str | Path, every: float = 1.0):
-        self.path, self.every = Path(path), every
+        self.path, self.every, self.error = Path(path), every, None
 
     def _version(self):
         try:
@@ -148,12 +150,21 @@ class LiveMetrics:
         plot_run(self.path, self.figure).savefig(buffer, format="png", dpi=80)
         return Image(buffer.getvalue(), alt="Training loss and learning rate against optimizer update")
 
-    def _watch(self, drawn):
-        while not self.stop.wait(self.every):
+    def _draw(self, drawn):
+        """Draw the metrics where they are no longer those that are drawn; returns which then are."""
+        now = drawn
+        try:
             now = self._version()
             if now != drawn:
-                drawn = now
                 self.handle.update(self._picture())
+                self.error = None
+        except Exception as error:  # of each library its own
+            self.error = error
+        return now
+
+    def _watch(self, drawn):
+        while not self.stop.wait(self.every):
+            drawn = self._draw(drawn)
 
     def __enter__(self) -> "LiveMetrics":
         from IPython.display import display
@@ -170,5 +181,6 @@ class LiveMetrics:
     def __exit__(self, *exception: Any) -> None:
         self.stop.set()
         self.thread.join()
-        if self._version() != self.before:
-            self.handle.update(self._picture())
+        self._draw(self.before)
+        if self.error:
+            warnings.warn(f"{self.path} could not be drawn: {type(self.error).__name__} {self.error}", stacklevel=2)

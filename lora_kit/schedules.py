@@ -1,6 +1,7 @@
 """Learning-rate schedules: what get_scheduler is told, and the rate that each update of a run will really use."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,8 +61,9 @@ class Schedule:
         return self.num_warmup_steps / self.num_processes if self.name in WARM_UP else 0
 
     @cached_property
-    def _parsed_rules(self) -> tuple[list[tuple[int, float]], float]:
-        return parse_step_rules(self.step_rules)
+    def _parsed_rules(self) -> tuple[list[int], list[float]]:
+        rules, last = parse_step_rules(self.step_rules)
+        return [boundary for boundary, _ in rules], [*(factor for _, factor in rules), last]
 
     def rate(self, update: int) -> float:
         """The learning rate that an update uses, 0 the first, also past the end. No torch is loaded."""
@@ -77,8 +79,8 @@ class Schedule:
         if name == "constant":
             return 1.0
         if name == "piecewise_constant":
-            rules, last = self._parsed_rules
-            return next((factor for boundary, factor in rules if step < boundary), last)
+            boundaries, factors = self._parsed_rules
+            return factors[bisect_right(boundaries, step)]
         if step < warmup:
             return step / max(1, warmup)
         if name == "constant_with_warmup":

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from counting import calls
 
 from lora_kit.config import TARGET_MODULES, TrainingConfig
 from lora_kit.memory import MODELS, SHAPES, lora_shapes, memory
@@ -187,6 +188,15 @@ def test_wrong_targets(targets, message):
         with pytest.raises(ValueError) as error:
             function(SD15, 4, targets)
         assert str(error.value).startswith(message)
+
+
+def test_a_target_that_is_named_often_is_looked_for_once():
+    once, often = ["to_q", "to_v"], ["to_q", "to_v"] * 1_000
+    assert lora_shapes(SD15, target_modules=often) == lora_shapes(SD15, target_modules=once)
+    once, often = (
+        calls(lambda targets=targets: lora_shapes(SD15, target_modules=targets))[0] for targets in (once, often)
+    )
+    assert often <= once + 10 * 2_000  # to ask of each whether it is a text
 
 
 def test_wrong_rank_model_and_precision():

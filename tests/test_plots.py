@@ -1,5 +1,6 @@
 import json
 import threading
+from contextlib import nullcontext
 
 import pytest
 
@@ -90,22 +91,46 @@ def test_colours_and_lines_tell_curves_apart():
             assert (high + 0.05) / (low + 0.05) >= 3, colour
 
 
-def test_live_metrics_draw_what_is_written_meanwhile(tmp_path, monkeypatch):
+class Handle:
+    """A cell's output, which fails as often as it is told to."""
+
+    def __init__(self, failures=0):
+        self.drawn, self.asked, self.failures = [], threading.Semaphore(0), failures
+
+    def update(self, picture):
+        self.asked.release()
+        if self.failures:
+            self.failures -= 1
+            raise ZeroDivisionError("nothing to draw on")
+        self.drawn.append(picture)
+
+
+@pytest.fixture
+def handle(monkeypatch):
     import IPython.display
 
-    drawn, seen = [], threading.Event()
+    handle = Handle()
+    monkeypatch.setattr(IPython.display, "display", lambda *content, **how: handle)
+    return handle
 
-    class Handle:
-        def update(self, picture):
-            drawn.append(picture)
-            seen.set()
 
-    monkeypatch.setattr(IPython.display, "display", lambda *content, **how: Handle())
-    path = tmp_path / "metrics.jsonl"
+def test_live_metrics_draw_what_is_written_meanwhile(tmp_path, handle):
+    path, drawn = tmp_path / "metrics.jsonl", handle.drawn
     with LiveMetrics(path, every=0.01):
         metrics(path, 2)
-        assert seen.wait(300)
+        assert handle.asked.acquire(timeout=300)
     assert all(picture.data.startswith(b"\x89PNG") for picture in drawn)
     with LiveMetrics(path, every=0.01):  # nothing new: nothing is drawn
         drawn.clear()
     assert drawn == []
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_a_picture_that_fails_ends_no_training_and_is_tried_again(always, tmp_path, handle):
+    handle.failures, path = 10**9 if always else 1, tmp_path / "metrics.jsonl"
+    said = pytest.warns(UserWarning, match="could not be drawn: ZeroDivisionError nothing to draw on")
+    with said if always else nullcontext(), LiveMetrics(path, every=0.01):
+        for updates in (1, 2):
+            metrics(path, updates)
+            assert handle.asked.acquire(timeout=60)
+    assert bool(handle.drawn) != always

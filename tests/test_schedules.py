@@ -296,6 +296,24 @@ def test_rules_that_no_schedule_reads_are_not_read():
     assert applied_learning_rates(made, Steps.of(made, 20)).tolist() == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
 
 
+class Compared(int):
+    """A whole number that counts how often it is compared."""
+
+    times = 0
+
+    def __gt__(self, other):
+        Compared.times += 1
+        return int(self) > other
+
+
+def test_of_many_rules_few_are_looked_at(monkeypatch):
+    rules = [(Compared(boundary), 1 / boundary) for boundary in range(1, 4097)]
+    monkeypatch.setattr("lora_kit.schedules.parse_step_rules", lambda _: (rules, 0.0))
+    schedule = Schedule("piecewise_constant", peak=1.0, step_rules="as above")
+    assert [schedule.rate(update) for update in (0, 4094, 4095, 4096)] == [1.0, 1 / 4095, 1 / 4096, 0.0]
+    assert 0 < Compared.times <= 4 * 13  # 2 ** 12 rules
+
+
 def test_rules_are_read_once_for_a_whole_schedule(monkeypatch):
     read = []
     monkeypatch.setattr("lora_kit.schedules.parse_step_rules", lambda rules: read.append(rules) or ([(2, 1.0)], 0.5))

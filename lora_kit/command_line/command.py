@@ -3,6 +3,7 @@
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PureWindowsPath
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from lora_kit.command_line.flags import (
     unknown_words,
 )
 from lora_kit.command_line.launchers import read_launcher
-from lora_kit.command_line.reading import SCRIPT_FILE, UNSAID, UNSAID_PROCESSES, Reading, in_one_line
+from lora_kit.command_line.reading import SCRIPT_FILE, SDXL_FILE, UNSAID, UNSAID_PROCESSES, Reading, in_one_line
 from lora_kit.command_line.shell import Command, commands, left_as_they_are
 from lora_kit.config import FIELDS, OWN_SETTINGS
 from lora_kit.script import SCRIPT
@@ -24,6 +25,16 @@ from lora_kit.system.checks import shown
 LAUNCH = "lora_kit.launch"
 MODULES = ("lora_kit.training", LAUNCH, "lora_kit.doctor")
 MOST_WORDS = 2_000  # of a command: argparse compares each word with all others
+SDXL_FLAGS = {
+    "--pretrained_vae_model_name_or_path": 1,
+    "--train_text_encoder": 0,
+    "--enable_npu_flash_attention": 0,
+    "--debug_loss": 0,
+}
+"""What diffusers' SDXL script alone has: flags, and how many values each takes."""
+SDXL_RATES = (
+    f'{SDXL_FILE} has rates of its own, drawn as "diffusers\' SDXL script"; beside them is what lora_kit would apply'
+)
 SCRIPT_FLAGS = tuple(f"--{name}" for name in FIELDS if name not in OWN_SETTINGS)
 
 
@@ -37,8 +48,7 @@ def read_shell(text: str) -> Reading:
         reading = _read_words(command.words, index, command.gpus)
     except ValueError as error:
         raise ValueError("; ".join([str(error), *unfilled])) from None
-    sentences = (*sentences, *command.odd, *unfilled, *reading.sentences)
-    return Reading(reading.settings, reading.num_processes, reading.num_examples, sentences)
+    return replace(reading, sentences=(*sentences, *command.odd, *unfilled, *reading.sentences))
 
 
 def _training_command(found: Sequence[Command]) -> tuple[Command, int, list[str]]:
@@ -47,7 +57,7 @@ def _training_command(found: Sequence[Command]) -> tuple[Command, int, list[str]
     for place, command in enumerate(found):
         index = next((index for index, word in enumerate(command.words) if _is_program(word)), None)
         if index is not None:
-            known = _name(command.words[index]) in (SCRIPT_FILE, *MODULES)
+            known = _name(command.words[index]) in (SCRIPT_FILE, SDXL_FILE, *MODULES)
             flags = any(word.startswith("-") for word in command.words[index + 1 :])
             ranks.append(((known, flags), place, index))
     if not ranks:
@@ -84,8 +94,9 @@ def _read_words(words: Sequence[str], index: int, gpus: str | None) -> Reading:
     """What the words of a command ask for. index: of the program among them."""
     program, launch = _name(words[index]), read_launcher(words[:index], gpus)
     arguments, sentences = words[index + 1 :], []
+    sdxl = program == SDXL_FILE
     if program.endswith(".py"):
-        arguments, sentences = _whole_flags(arguments)
+        arguments, sentences = _whole_flags(arguments, (*SCRIPT_FLAGS, *(SDXL_FLAGS if sdxl else ())))
     settings, own = _read_flags(program, arguments)
     processes = launch.num_processes
     if program == LAUNCH:
@@ -99,21 +110,26 @@ def _read_words(words: Sequence[str], index: int, gpus: str | None) -> Reading:
         settings.setdefault("mixed_precision", launch.mixed_precision)
         sentences.append(f"mixed_precision {launch.mixed_precision} is the launcher's")
     if program.endswith(".py"):
-        defaults = {name: value for name, value in SCRIPT.defaults.items() if name not in settings}
+        defaults = SCRIPT.defaults | ({"resolution": 1024} if sdxl else {})
+        defaults = {name: value for name, value in defaults.items() if name not in settings}
         settings = defaults | settings
         taken = ", ".join(f"{name} {value:g}" for name, value in defaults.items())
-        sentences += [f"not given, so {SCRIPT_FILE}'s own: {taken}"] if taken else []
-        sentences += [f"{program} is read as if it were {SCRIPT_FILE}"] if program != SCRIPT_FILE else []
-    return Reading(settings, processes, getattr(own, "num_examples", None), tuple(sentences))
+        sentences += [f"not given, so {SDXL_FILE if sdxl else SCRIPT_FILE}'s own: {taken}"] if taken else []
+        aside = [flag for flag in SDXL_FLAGS if getattr(own, flag[2:], None)]
+        sentences += [f"set aside, since lora_kit has no such setting: {', '.join(aside)}"] if aside else []
+        if program != SCRIPT_FILE:
+            sentences += [SDXL_RATES if sdxl else f"{program} is read as if it were {SCRIPT_FILE}"]
+    trainer = "diffusers_sdxl" if sdxl else None
+    return Reading(settings, processes, getattr(own, "num_examples", None), tuple(sentences), trainer)
 
 
-def _whole_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(words, sentences) with the flags spelled out that are cut short, which diffusers' script takes and this kit doesn't."""
+def _whole_flags(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(words, sentences) with those of a script's flags spelled out that are cut short, as diffusers takes them, unlike this kit."""
     whole, sentences = [], []
     for word in words:
         flag, equals, value = word.partition("=")
-        if flag.startswith("--") and len(flag) > 2 and flag[2:] not in FIELDS:
-            meant = [name for name in SCRIPT_FLAGS if name.startswith(flag)]
+        if flag.startswith("--") and len(flag) > 2 and flag not in flags and flag[2:] not in FIELDS:
+            meant = [name for name in flags if name.startswith(flag)]
             if len(meant) == 1:
                 sentences.append(f"{flag} is read as {meant[0]}")
                 word = f"{meant[0]}{equals}{value}"
@@ -133,6 +149,9 @@ def _read_flags(program: str, words: Sequence[str]) -> tuple[dict[str, Any], arg
         more = ("--num_processes", "--num_examples")
         for flag in more:
             own.add_argument(flag, type=count_flag(1))
+        for flag, values in SDXL_FLAGS.items() if program == SDXL_FILE else ():
+            own.add_argument(flag, **({} if values else {"action": "store_true"}))
+            more = (*more, flag)
     options, rest = own.parse_known_args(words)
     settings, unknown = read_settings(parser, rest)
     unknown = [word for word in unknown if word not in ("...", "…")]  # as in a README: and so on

@@ -10,7 +10,8 @@ from lora_kit.system.checks import shown, whole_number
 ACCELERATE = ("accelerate", "accelerate-launch", "accelerate.commands.launch")
 TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 MPI = ("mpirun", "mpiexec", "orterun", "horovodrun")
-SEVERAL = ("--multi_gpu", "--use_deepspeed", "--use_fsdp")  # flags of accelerate that ask for more than one process
+# flags of accelerate that ask for more than one process
+SEVERAL = ("--multi_gpu", "--use_deepspeed", "--use_fsdp", "--use_megatron_lm", "--tpu")
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,18 @@ def _accelerate(words, gpus):
         sentences.append(
             f"--config_file {shown(config_file)} is not read: what it says of processes and precision is to be set here"
         )
-    if processes is None and (several or (not config_file and _listed(gpus) > 1)):
-        processes, sentence = _one_for_each_gpu(f"{several or 'accelerate launch'} without --num_processes", gpus)
-        sentences.append(sentence)
+    ids, alone = option_of(words, "--gpu_ids"), option_of(words, "--cpu") is not None
+    gpus, listing = (gpus, "CUDA_VISIBLE_DEVICES") if ids in (None, "all") else (ids, "--gpu_ids")
+    if processes is None and (several or (not config_file and not alone and _listed(gpus) > 1)):
+        processes, sentence = _one_for_each_gpu(
+            f"{several or 'accelerate launch'} without --num_processes", gpus, listing
+        )
+        sentences.append(sentence.replace("each GPU", "each core") if several == "--tpu" else sentence)
+    elif processes is None and not config_file and not alone and gpus is None:
+        sentences.append("accelerate launch without --num_processes starts one process for each GPU: read as 1")
+    elif alone and (processes or 1) > 1 and option_of(words, "--mpirun_hostfile") is None:
+        sentences.append(f"--cpu starts one process, whatever --num_processes {processes} says: read as 1")
+        processes = 1
     return Launch(processes or 1, option_of(words, "--mixed_precision"), tuple(sentences))
 
 
@@ -97,10 +107,10 @@ def _listed(gpus):
     return sum(bool(gpu.strip()) for gpu in (gpus or "").split(","))
 
 
-def _one_for_each_gpu(what, gpus):
-    """(processes, the sentence on them) of a launch that leaves the number to the machine."""
+def _one_for_each_gpu(what, gpus, listing="CUDA_VISIBLE_DEVICES"):
+    """(processes, the sentence on them) of a launch that leaves the number to the machine. listing: what lists the GPUs."""
     listed = _listed(gpus)
-    known = f"of the {listed} in CUDA_VISIBLE_DEVICES" if listed else "and how many there are isn't known here"
+    known = f"of the {listed} in {listing}" if listed else "and how many there are isn't known here"
     processes = listed or UNSAID_PROCESSES
     return processes, f"{what} starts one process for each GPU, {known}: read as {processes}"
 

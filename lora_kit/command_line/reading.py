@@ -14,7 +14,8 @@ from lora_kit.config import FIELDS, kind_of
 from lora_kit.system.checks import check_count, shown, whole_number
 
 SCRIPT_FILE = "train_text_to_image_lora.py"
-DEEPEST = 50  # brackets in brackets of YAML
+SDXL_FILE = "train_text_to_image_lora_sdxl.py"
+DEEPEST = 8  # brackets in brackets of YAML, each of which makes all that is inside slower to read
 LAUNCH_ARGUMENTS = ("config", "num_processes", "live", "port", "num_machines", "machine_rank", "main_process_ip")
 UNSAID_PROCESSES = 2  # what a launch starts on a machine without GPUs
 UNSAID = "num_processes isn't given: a launch starts one process for each GPU, or 2 where there is none; read as 2"
@@ -25,13 +26,15 @@ class Reading:
     """What a text asks for.
 
     settings: fields of `TrainingConfig` by name, not checked. num_processes: over all machines. num_examples: the pictures, or
-    None where the text doesn't say. sentences: what is to be known about the reading.
+    None where the text doesn't say. sentences: what is to be known about the reading. trainer: whose command it is, a key of
+    `lora_kit.trainers.known.TRAINERS`; None for this kit and diffusers' script, whose rates are the same.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     num_processes: int = 1
     num_examples: int | None = None
     sentences: tuple[str, ...] = ()
+    trainer: str | None = None
 
 
 def checked_numbers(reading: Reading) -> Reading:

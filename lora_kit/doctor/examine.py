@@ -17,7 +17,8 @@ from lora_kit.system.checks import is_number, is_whole, shown, whole_number
 from lora_kit.system.imports import quiet_imports
 from lora_kit.system.secret import Secret
 
-OF_NUMBERS = ("lora_kit.doctor.numbers",)  # modules of checks, in the order in which they are asked
+# modules of checks, in the order in which they are asked
+OF_NUMBERS = ("lora_kit.doctor.base", "lora_kit.doctor.numbers")
 OF_EVERYTHING = ("lora_kit.doctor.model", *OF_NUMBERS, "lora_kit.doctor.environment", "lora_kit.doctor.machine")
 SETTINGS = Check("settings", see=("00_start_here.ipynb", "What a wrong value says"))
 

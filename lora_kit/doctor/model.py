@@ -6,27 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
+from lora_kit.doctor.base import base_model
 from lora_kit.doctor.case import Case
 from lora_kit.doctor.environment import Precision
-from lora_kit.doctor.findings import Check, Finding, check
+from lora_kit.doctor.findings import Finding, check
 from lora_kit.models import empty_unet, model_path
 from lora_kit.parameters import add_lora
 
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
-BASE_MODEL = Check("base model", see=("00_start_here.ipynb", "A LoRA run on one page"))
 
 
 def describe(config: TrainingConfig) -> tuple[Any, list[Finding]]:
     """(the UNet without weights, with its LoRA, or None; findings). Of the base model only its description is read."""
     import torch
 
+    if other := base_model(Case(config)):
+        return None, other
     name = config.pretrained_model_name_or_path
     value = f"pretrained_model_name_or_path {name!r}"
     try:
         unet = _empty_unet(config)
     except Exception as error:  # of each library its own: it would end the run as well
         cure = "a folder in diffusers format with all its parts, or the name of a model that is downloaded or reachable"
-        return None, [BASE_MODEL.error(value, str(error) or type(error).__name__, cure)]
+        return None, [base_model.error(value, str(error) or type(error).__name__, cure)]
     size = _numbers(unet.parameters())  # counted before the LoRA is added
     torch.nn.Module.to(unet, Precision.of(config).dtype)  # diffusers' own warns of what it doesn't keep in float32
     upcast = config.behaviour.float32_lora(config.mixed_precision)
@@ -40,7 +42,7 @@ def describe(config: TrainingConfig) -> tuple[Any, list[Finding]]:
         return None, [trainable_parameters.error(f"rank {config.rank}", reason, "a rank such as 4 to 128")]
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return unet, [BASE_MODEL.fine(value, f"a UNet of {size} parameters")]
+    return unet, [base_model.fine(value, f"a UNet of {size} parameters")]
 
 
 def _empty_unet(config):

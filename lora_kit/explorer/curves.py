@@ -19,16 +19,17 @@ SAMPLES = 400
 
 
 def sample_updates(config: TrainingConfig, steps: Steps, cursor: int | None = None) -> list[int]:
-    """About `SAMPLES` updates of a run: evenly spread, `cursor`, and all at which the rate has a corner or a jump."""
+    """About `SAMPLES` updates of a run: evenly spread, `cursor`, and those of a corner or a jump, if few."""
     last, gaps = steps.total_updates - 1, SAMPLES - 1
     updates = {(2 * index * last + gaps) // (2 * gaps) for index in range(SAMPLES)}  # whole numbers, however large
     warmup = steps.lr_warmup_steps
-    corners = [warmup]
+    corners = []
     if config.lr_scheduler == "piecewise_constant":
-        corners += [boundary for boundary, _ in parse_step_rules(config.lr_step_rules)[0]]
-    if config.lr_scheduler == "cosine_with_restarts" and config.lr_num_cycles <= SAMPLES:  # more can't be told apart
+        corners = [boundary for boundary, _ in parse_step_rules(config.lr_step_rules)[0]]
+    if config.lr_scheduler == "cosine_with_restarts" and config.lr_num_cycles <= SAMPLES:
         part = (steps.total_updates - warmup) / config.lr_num_cycles
-        corners += [math.ceil(warmup + part * cycle) for cycle in range(1, config.lr_num_cycles)]
+        corners = [math.ceil(warmup + part * cycle) for cycle in range(1, config.lr_num_cycles)]
+    corners = [warmup, *(corners if len(corners) <= SAMPLES else [])]  # more can't be told apart
     updates |= {update for corner in corners for update in (corner - 1, corner)}
     updates |= set() if cursor is None else {cursor}
     return sorted(update for update in updates if 0 <= update <= last)

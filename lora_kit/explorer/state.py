@@ -25,8 +25,9 @@ class State:
     settings: a dict of `TrainingConfig` fields, each checked by itself; a style is made up where no data set is named.
     axis: a key of `lora_kit.steps.AXES`. log: whether rates are drawn on a logarithmic scale. cursor: the update whose rates
     are read; left out, the middle of the run. trainers: keys of `TRAINERS`. pinned: (label, curve), `PINS` at most.
-    started: the preset, or `PASTED`, as long as the settings are still its; else None. summary: what `summarize` says. draft: the
-    settings with the defaults of all others, whether or not they go together.
+    started: the preset, or `PASTED`, as long as the settings are still its; else None. script: the trainer whose command was
+    taken, a key of `TRAINERS`: its curve is drawn, and the run's says that it is lora_kit's; else None. summary: what
+    `summarize` says. draft: the settings with the defaults of all others, whether or not they go together.
 
     Raises ValueError for a value that no run could have, TypeError for a name that is no setting. A method that raises has
     changed nothing.
@@ -47,6 +48,7 @@ class State:
     trainers: tuple[str, ...] = ()
     pinned: list[tuple[str, dict]] = dataclasses.field(default_factory=list)
     started: str | None = None
+    script: str | None = None
     summary: dict[str, Any] = dataclasses.field(init=False, repr=False, compare=False)
     draft: TrainingConfig = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -92,7 +94,10 @@ class State:
         if reading.num_examples is None and num_examples is None:
             sentences.append(f"How many pictures it has the text doesn't say: num_examples stays {self.num_examples}")
         pictures = next(count for count in counts if count is not None)
-        self._become(dict(reading.settings), pictures, reading.num_processes)
+        others = (key for key in self.trainers if key not in (self.script, reading.trainer))
+        trainers = (*others, *([reading.trainer] if reading.trainer else []))
+        how = dict(trainers=trainers, script=reading.trainer)
+        self._become(dict(reading.settings), pictures, reading.num_processes, **how)
         self.started = name
         return sentences
 
@@ -132,14 +137,14 @@ class State:
             label = f"pinned {'ABC'[len(self.pinned)]}: {describe(self.settings, self.num_processes)}"
             self.pinned.append((label, self.summary["curves"][0]))
 
-    def _become(self, settings, num_examples, num_processes, cursor=None, trainers=None):
-        """Take all of these, with their summary, or raise and take none."""
+    def _become(self, settings, num_examples, num_processes, cursor=None, **how):
+        """Take all of these, with their summary, or raise and take none. how: trainers, script, where they change."""
         settings = {"learning_rate": 1e-4} | settings
         if not any(settings.get(source) for source in DATA_SOURCES):
             settings["style"] = "outlined"
         draft = TrainingConfig.draft(**settings)
         settings = {name: getattr(draft, name) for name in settings}
-        trainers = self.trainers if trainers is None else trainers
+        trainers, script = how.get("trainers", self.trainers), how.get("script", self.script)
         counts = whole_number("num_examples", num_examples), whole_number("num_processes", num_processes)
         summary = summarize(settings, *counts, trainers, cursor)
         total = summary["total_updates"]
@@ -147,7 +152,9 @@ class State:
         if fitting != cursor:
             summary = summarize(settings, *counts, trainers, fitting)
         self.settings, self.draft, (self.num_examples, self.num_processes) = settings, draft, counts
-        self.trainers, self.cursor, self.summary = trainers, fitting, summary
+        self.trainers, self.script, self.cursor, self.summary = trainers, script, fitting, summary
+        if script and summary["curves"]:
+            summary["curves"][0]["label"] = "as lora_kit would apply it"
 
 
 def describe(settings: Mapping[str, Any], num_processes: int = 1) -> str:

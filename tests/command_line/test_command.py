@@ -4,10 +4,10 @@ import pytest
 
 from lora_kit.command_line.command import SCRIPT_FLAGS
 from lora_kit.command_line.flags import build_parser
-from lora_kit.command_line.reading import SCRIPT_FILE, Reading
+from lora_kit.command_line.reading import SCRIPT_FILE, SDXL_FILE, Reading
 from lora_kit.command_line.texts import read
 
-RUN = f"accelerate launch {SCRIPT_FILE}"
+RUN = f"accelerate launch --num_processes 1 {SCRIPT_FILE}"
 FLAGS = "--dataset_name=d/s --learning_rate=1e-3 --lr_warmup_steps 9"
 MEANT = dict(dataset_name="d/s", learning_rate=1e-3, lr_warmup_steps=9)
 
@@ -33,7 +33,7 @@ MEANT = dict(dataset_name="d/s", learning_rate=1e-3, lr_warmup_steps=9)
         f"cat > a.yaml <<EOF\na: 1\nEOF\n{RUN} {FLAGS}",
         f"sbatch <<EOF\n#!/bin/bash\n#SBATCH -n 1\n{RUN} {FLAGS}\nEOF",
         f"nohup bash -c '{RUN} {FLAGS}' &",
-        f".\\venv\\Scripts\\accelerate.exe launch .\\examples\\{SCRIPT_FILE} {FLAGS}",
+        f".\\venv\\Scripts\\accelerate.exe launch --num_processes 1 .\\examples\\{SCRIPT_FILE} {FLAGS}",
         f"```bash\n{RUN} {FLAGS}\n```",
         f"~~~\n{RUN} {FLAGS}\n~~~",
         f"```\n{RUN} {FLAGS}",
@@ -83,6 +83,28 @@ def test_what_is_to_be_known_is_said(text, settings, said):
     reading = read(text)
     assert reading.settings == MEANT | settings
     assert [sentence.startswith(said) for sentence in reading.sentences] == [True]
+
+
+def test_the_sdxl_script_has_defaults_flags_and_rates_of_its_own():
+    run = RUN.replace(SCRIPT_FILE, SDXL_FILE)
+    reading = read(f"{run} --dataset_name=d/s --pretrained_vae=v/ae --train_text_encoder --debug_loss --rank 8")
+    assert reading.trainer == "diffusers_sdxl"
+    assert reading.settings == dict(
+        dataset_name="d/s", rank=8, learning_rate=1e-4, lr_warmup_steps=500, resolution=1024
+    )
+    assert reading.sentences == (
+        "--pretrained_vae is read as --pretrained_vae_model_name_or_path",
+        f"not given, so {SDXL_FILE}'s own: learning_rate 0.0001, lr_warmup_steps 500, resolution 1024",
+        "set aside, since lora_kit has no such setting: --pretrained_vae_model_name_or_path, --train_text_encoder, --debug_loss",
+        f'{SDXL_FILE} has rates of its own, drawn as "diffusers\' SDXL script"; beside them is what lora_kit would apply',
+    )
+    assert read(f"python convert.py --rank 3\n{run} {FLAGS}\npython test.py --rank 5").settings == MEANT | dict(
+        resolution=1024
+    )
+    with pytest.raises(ValueError, match="unknown '--train_text_encodr', did you mean --train_text_encoder?"):
+        read(f"{run} --train_text_encodr")
+    with pytest.raises(ValueError, match="unknown '--train_text_encoder'"):
+        read(f"{RUN} --train_text_encoder")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from lora_kit.command_line.launchers import Launch, option_of, read_launcher
         ("python -m accelerate.commands.launch --num_processes=4", 4),
         (r".\venv\Scripts\accelerate.exe launch --num-processes 4", 4),
         ("accelerate launch --cpu", 1),
+        ("accelerate launch --cpu --num_processes 4 --mpirun_hostfile hosts", 4),
+        ("accelerate launch --gpu_ids 0,1 --num_processes 4", 4),
         ("accelerate launch --multi_gpu --num_processes 4 --num_machines 2", 4),
         ("torchrun --nproc 4", 4),
         ("torchrun --nproc-per-node 4 --nnode=2", 8),
@@ -51,6 +53,27 @@ def test_processes(line, processes):
         ),
         ("accelerate launch --multi-gpu", "0,1,5", 3, "of the 3 in CUDA_VISIBLE_DEVICES: read as 3"),
         ("accelerate launch --use_fsdp", None, 2, "--use_fsdp without --num_processes"),
+        ("accelerate launch --use_megatron_lm", None, 2, "--use_megatron_lm without --num_processes"),
+        (
+            "accelerate launch --tpu",
+            None,
+            2,
+            "--tpu without --num_processes starts one process for each core, and how many",
+        ),
+        (
+            "accelerate launch",
+            None,
+            1,
+            "accelerate launch without --num_processes starts one process for each GPU: read as 1",
+        ),
+        ("accelerate launch --gpu_ids all", None, 1, "accelerate launch without --num_processes"),
+        ("accelerate launch --gpu_ids=0,1,3", "0", 3, "one process for each GPU, of the 3 in --gpu_ids: read as 3"),
+        (
+            "accelerate launch --cpu --num_processes 4",
+            None,
+            1,
+            "--cpu starts one process, whatever --num_processes 4 says",
+        ),
         ("accelerate launch", "0,1", 2, "accelerate launch without --num_processes starts one process for each GPU"),
         ("env CUDA_VISIBLE_DEVICES=2,3 accelerate launch", None, 2, "of the 2 in CUDA_VISIBLE_DEVICES"),
         ("accelerate launch --config_file=four.yaml", "0,1", 1, "--config_file 'four.yaml' is not read"),
@@ -67,9 +90,10 @@ def test_a_number_that_is_left_out_is_said(line, gpus, processes, said):
     assert [said in sentence for sentence in launch.sentences] == [True]
 
 
-@pytest.mark.parametrize("gpus", [None, "", "0", "GPU-0a1b"])
+@pytest.mark.parametrize("gpus", ["", "0", "GPU-0a1b"])
 def test_one_gpu_needs_no_sentence(gpus):
     assert read_launcher(["accelerate", "launch"], gpus) == Launch(1)
+    assert read_launcher(["accelerate", "launch", "--gpu_ids", gpus or "0"]) == Launch(1)
 
 
 @pytest.mark.parametrize(

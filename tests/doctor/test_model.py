@@ -109,3 +109,10 @@ def test_a_base_of_another_kind_is_an_error(change, monkeypatch):
         finding.status == ERROR
         and f"can't be trained by this loop: its UNet has {field} {value}, so it is" in finding.reason
     )
+
+
+def test_a_base_that_is_known_to_be_another_kind_is_said_without_reading_it():
+    other = SOUND | dict(pretrained_model_name_or_path="stabilityai/sdxl-turbo")
+    (finding,) = findings_of("base model", other)
+    assert finding.status == "error" and finding.cure.startswith("diffusers' train_text_to_image_lora_sdxl.py for this")
+    assert findings_of("base model", other, unet=loaded_unet()) == []  # of your own loop, which may well train it

@@ -4,7 +4,9 @@ import copy
 import dataclasses
 
 import pytest
+from counting import calls
 
+from lora_kit.explorer.curves import SAMPLES
 from lora_kit.explorer.presets import PRESETS
 from lora_kit.explorer.state import PASTED, RULES, START, State, describe
 
@@ -133,6 +135,27 @@ def test_a_paste():
     assert (pasted.summary["total_updates"], pasted.cursor) == (100, 50)
 
 
+SDXL = (
+    "accelerate launch --num_processes 1 train_text_to_image_lora_sdxl.py --lr_scheduler cosine --gradient_accumulation_steps 4 "
+    "--pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 --max_train_steps 2000 --lr_warmup_steps 0"
+)
+
+
+def test_a_paste_of_the_sdxl_script_draws_that_script_s_rates():
+    pasted = state()
+    pasted.look(trainers=("kohya",))
+    assert any('has rates of its own, drawn as "diffusers\' SDXL script"' in said for said in pasted.take(SDXL))
+    pasted.look(cursor=1900)
+    run, *_, script = pasted.summary["curves"]
+    assert (run["label"], script["kind"]) == ("as lora_kit would apply it", "diffusers_sdxl")
+    here, there = (curve["rates"][curve["updates"].index(1900)] for curve in (run, script))
+    assert (f"{here:.2g}", f"{there:.2g}") == ("6.2e-07", "8.7e-05")  # its cosine takes four times as long
+    pasted.turn("rank", 8)
+    assert pasted.summary["curves"][0]["label"] == run["label"]
+    pasted.take(TRAINING)
+    assert [curve["label"] for curve in pasted.summary["curves"]] == ["as applied", "kohya sd-scripts"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -237,3 +260,50 @@ def test_a_number_that_nothing_can_count_with_changes_nothing(name):
     with pytest.raises(ValueError, match=f"{name} 1000"):
         turned.turn(name, 10**400)
     assert everything(turned) == before
+
+
+# texts of a length that the page has to work with beyond reading them, so that two lengths can be compared
+
+TRAINING = "python -m lora_kit.training --learning_rate 1e-3"
+LONG = {
+    "rules": lambda n: (
+        f"{TRAINING} --lr_scheduler piecewise_constant --max_train_steps 10000 --lr_step_rules "
+        + "".join(f"0.5:{index}," for index in range(1, n))
+        + "1"
+    ),
+    "rules in disorder": lambda n: f"{TRAINING} --lr_scheduler piecewise_constant --lr_step_rules " + "1:9," * n + "1",
+    "rules that nothing reads": lambda n: f"{TRAINING} --lr_step_rules " + "1:9," * n + "1",
+    "a long module": lambda n: f"training: {{target_modules: [{'q' * n}]}}",
+    "a long name of a setting": lambda n: f"training:\n  ? {'r' * n}\n  : 4",
+    "settings that are none": lambda n: "TrainingConfig(" + ", ".join(f"a{index}=4" for index in range(n)) + ")",
+    "a long prompt": lambda n: f"{TRAINING} --validation_prompt '{'a ' * n}'",
+    "a long schedule": lambda n: f"{TRAINING} --lr_scheduler {'c' * n}",
+    "a long model": lambda n: f"{TRAINING} --pretrained_model_name_or_path {'a/' * n}",
+}
+
+
+def work(text):
+    """The calls that taking a text makes, whether or not it can be taken."""
+    pasted = state()
+    count, refusal = calls(lambda: pasted.take(text))
+    assert len(str(refusal)) < 900 and all(len(error) < 900 for error in pasted.summary["errors"])
+    return count
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_twice_the_paste_is_at_most_twice_the_work(name):
+    make = LONG[name]
+    work(make(1))  # imports and caches
+    assert work(make(6_000)) <= 2.2 * work(make(3_000)) + 1_000
+
+
+@pytest.mark.parametrize(("rules", "corners"), [(SAMPLES, SAMPLES), (SAMPLES + 1, 0), (5_000, 0)])
+def test_rules_beyond_what_can_be_told_apart_are_not_drawn_one_by_one(rules, corners):
+    pasted = state()
+    text = "".join(f"0.5:{20_000 * index}," for index in range(1, rules + 1))
+    pasted.take(
+        f"training: {{lr_scheduler: piecewise_constant, max_train_steps: 1000000000, lr_step_rules: '{text}1'}}"
+    )
+    updates = pasted.summary["updates"]
+    assert len([update for update in updates if update + 1 in updates]) in (corners, corners + 1)  # with the cursor
+    assert len(updates) <= 3 * SAMPLES + 1

@@ -340,6 +340,16 @@ def test_the_memory_of_another_model_is_not_known_but_its_run_is():
     assert summary["memory"] is None and summary["total_updates"] == 1200 and summary["commands"]
 
 
+def test_a_base_of_another_kind_is_an_error_and_the_rest_is_there():
+    model = "stabilityai/stable-diffusion-xl-base-1.0"
+    summary = summarize(settings(pretrained_model_name_or_path=model), 400)
+    (error,) = [finding for finding in summary["findings"] if finding["status"] == "error"]
+    assert (error["check"], error["value"]) == ("base model", f"pretrained_model_name_or_path '{model}'")
+    assert error["cure"].startswith("diffusers' train_text_to_image_lora_sdxl.py for this model")
+    assert summary["errors"] == [f"{error['value']}: {error['reason']}"] and "it is SDXL" in error["reason"]
+    assert summary["commands"] == {} and summary["memory"]["tensors"] == 1120 and summary["total_updates"] == 1200
+
+
 def test_weight_decay_by_hand():
     chosen = settings(adam_beta2=0.99, adam_weight_decay=0.5, lr_scheduler="constant", learning_rate=1e-3)
     rows = {name: value for name, value, _ in summarize(chosen, 400)["optimizer"]}
