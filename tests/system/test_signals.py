@@ -14,6 +14,7 @@ from lora_kit.data.prepared import PreparedPictures
 from lora_kit.system import signals
 from lora_kit.system.elastic import elastic_launcher
 from lora_kit.system.signals import Interrupted, StopSignals
+from lora_kit.training import train
 
 ALONE = SimpleNamespace(num_processes=1)
 
@@ -21,7 +22,7 @@ ALONE = SimpleNamespace(num_processes=1)
 @pytest.fixture(autouse=True)
 def heard():
     """None is ignored, as SIGINT is in a test run in the background."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (*signals.HEARD, signal.SIGALRM)}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (*signals.HEARD, signal.SIGALRM)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -65,6 +66,12 @@ def test_what_a_library_swallows_ends_the_run_all_the_same():
         with pytest.raises(Interrupted, match="before the first update") as error:
             stop.hold()
         assert error.value.number == signal.SIGTERM
+
+
+def test_a_signal_is_heard_while_libraries_are_imported(monkeypatch):
+    monkeypatch.setattr("lora_kit.training.own_accelerate_state", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(TrainingConfig(style="outlined", learning_rate=1e-3))
 
 
 @pytest.mark.parametrize("number", signals.HEARD)
