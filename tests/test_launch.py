@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,13 +29,14 @@ from running import (
 )
 
 from lora_kit.config import TrainingConfig
-from lora_kit.launch import LaunchError, _explain, in_process_reason, launch
+from lora_kit.launch import LaunchError, _explain, _worker, in_process_reason, launch
 from lora_kit.loss import micro_step_seed
 from lora_kit.output.checkpoints import checkpoints
 from lora_kit.output.lora_file import LORA
 from lora_kit.output.metrics import METRICS
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
+from lora_kit.system.elastic import nothing_printed
 from lora_kit.system.signals import Interrupted
 
 RELAUNCHES = 3
@@ -276,7 +279,6 @@ def surroundings(folder):
     that fails, one that is interrupted, and one of which a process doesn't end."""
     import signal
     import tempfile
-    import threading
 
     import lora_kit.launch
     import lora_kit.training
@@ -506,6 +508,32 @@ def test_first_failure_that_is_no_disconnect(tmp_path):
     for rank in (1, 2):
         (tmp_path / f"error-{rank}.json").unlink()
     assert "process 0 failed first" in _explain(RuntimeError(), tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"), [(ValueError("no such"), 1), (OSError("full"), 1), (RuntimeError("odd"), 8)]
+)
+def test_where_it_failed_is_shown_only_of_what_does_not_explain_itself(error, lines, monkeypatch, tmp_path):
+    def fails(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("lora_kit.launch.train", fails)
+    monkeypatch.setattr("lora_kit.launch._parent", {})
+    with pytest.raises(type(error)):
+        _worker(config(tmp_path), tmp_path, 1, False)
+    said = _explain(error, tmp_path, 1).splitlines()
+    assert said[0] == f"process 0 failed first: {type(error).__name__}: {error}" and len(said) == lines
+
+
+def test_another_thread_may_still_print_when_the_block_ends(capsys):
+    """`print` holds no reference to the stream that it writes to, and would write into freed memory."""
+    with nothing_printed():
+        print("not this")
+        stream = weakref.ref(sys.stdout)
+        thread = threading.Thread(target=print, args=("this",))
+        thread.start()
+        thread.join()
+    assert capsys.readouterr().out == "this\n" and stream() is not None
 
 
 @pytest.mark.parametrize(("program", "name"), [("launch", "launch"), ("training", "train")])

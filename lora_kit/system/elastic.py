@@ -22,6 +22,9 @@ LOGGERS = (
 PATIENCE = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")  # seconds, from a signal on, for an update and its checkpoint
 
 
+_streams = []  # kept: `print` in another thread may be at one when the block ends, and in Python 3.11 holds no reference to it
+
+
 class _OtherThreads:
     """A stream that drops what the thread that made it writes, and passes on what others do."""
 
@@ -38,7 +41,8 @@ class _OtherThreads:
 @contextlib.contextmanager
 def nothing_printed() -> Iterator[None]:
     """A block in which this thread prints nothing; what other threads print comes through."""
-    with contextlib.redirect_stdout(_OtherThreads(sys.stdout)):
+    _streams.append(_OtherThreads(sys.stdout))
+    with contextlib.redirect_stdout(_streams[-1]):
         yield
 
 

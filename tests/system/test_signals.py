@@ -70,8 +70,9 @@ def test_what_a_library_swallows_ends_the_run_all_the_same():
 
 def test_a_signal_is_heard_while_libraries_are_imported(monkeypatch):
     monkeypatch.setattr("lora_kit.training.own_accelerate_state", lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Interrupted):
+    with pytest.raises(KeyboardInterrupt) as error:
         train(TrainingConfig(style="outlined", learning_rate=1e-3))
+    assert isinstance(error.value, Interrupted)
 
 
 @pytest.mark.parametrize("number", signals.HEARD)
