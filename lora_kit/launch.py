@@ -152,7 +152,8 @@ def _start(arguments, num_processes, port, num_machines, machine_rank, main_proc
             if expected == 1:
                 raise
             if Path(folder, "result.json").exists() and not list(Path(folder).glob("error-*.json")):
-                print(f"warning: training was done, but a process did not end within {LATE} s and was ended")
+                ended = f"a process did not end within {LATE} s and was ended"
+                print(f"warning: training was done, but {ended}", file=sys.stderr)  # stdout is silent here
                 return
             kind = PortTaken if "EADDRINUSE" in str(error) else LaunchError
             raise kind(_explain(error, folder, port)) from None
