@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from lora_kit.command_line.endings import one_line
 from lora_kit.command_line.flags import parse_launch_args
 from lora_kit.command_line.texts import launch_lines
 from lora_kit.config import TrainingConfig
@@ -34,6 +36,7 @@ from lora_kit.system.kernel import (
     set_aside,
 )
 from lora_kit.system.meeting import RDZV_TIMEOUT, meet
+from lora_kit.system.signals import Interrupted
 from lora_kit.system.world import free_port, leave_process_group, no_launcher, prove_world
 from lora_kit.training import TrainingResult, train
 
@@ -125,7 +128,7 @@ def _start(arguments, num_processes, port, num_machines, machine_rank, main_proc
         # it announces "2 CUDAs" on a CPU; the true device is printed by the children's own report
         stack.enter_context(nothing_printed())
         if expected > 1:
-            stack.enter_context(elastic_launcher())
+            _parent["ignored"] = stack.enter_context(elastic_launcher())
             _parent["modules"] = stack.enter_context(set_aside("bitsandbytes"))
         try:
             if num_processes == 1 and num_machines > 1:
@@ -142,15 +145,15 @@ def _start(arguments, num_processes, port, num_machines, machine_rank, main_proc
                 master_addr=main_process_ip,
                 rdzv_conf={"timeout": rdzv_timeout},
             )
-        except KeyboardInterrupt:
-            raise
         except Exception as error:
             if type(error).__name__ == "SignalException":
-                raise KeyboardInterrupt(f"training was interrupted; its processes have ended{_kept(folder)}") from None
+                told = f"training was interrupted; its processes have ended{_kept(folder)}"
+                raise Interrupted(told, error.sigval) from None
             if expected == 1:
                 raise
             if Path(folder, "result.json").exists() and not list(Path(folder).glob("error-*.json")):
-                print(f"warning: training was done, but a process did not end within {LATE} s and was ended")
+                ended = f"a process did not end within {LATE} s and was ended"
+                print(f"warning: training was done, but {ended}", file=sys.stderr)  # stdout is silent here
                 return
             kind = PortTaken if "EADDRINUSE" in str(error) else LaunchError
             raise kind(_explain(error, folder, port)) from None
@@ -163,6 +166,8 @@ def _worker(config, folder, expected, progress):
     if expected > 1:
         sys.modules.update(_parent.get("modules", {}))
         renew_locks()
+        for number in _parent.get("ignored", []):  # elastic has set handlers of its own
+            signal.signal(number, signal.SIG_IGN)
         import torch
 
         if not torch.accelerator.is_available():
@@ -176,9 +181,8 @@ def _worker(config, folder, expected, progress):
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             Path(folder, "result.json").write_text(json.dumps(asdict(result)))
     except BaseException as error:
-        report = dict(
-            rank=rank, time=time.time(), error=f"{type(error).__name__}: {error}", trace=traceback.format_exc()
-        )
+        trace = "" if isinstance(error, (ValueError, OSError)) else traceback.format_exc()  # these say what to do
+        report = dict(rank=rank, time=time.time(), error=f"{type(error).__name__}: {error}", trace=trace)
         try:
             Path(folder, f"error-{rank}.json").write_text(json.dumps(report))
         except OSError:  # a full disk, of which this is what is known
@@ -223,17 +227,19 @@ def _explain(error, folder, port):
         return f"the processes could not be started on port {port}: {str(error)[-400:]}{hint}"
     first = reports[0]
     tail = "\n".join(first["trace"].strip().splitlines()[-7:])
-    return f"process {first['rank']} failed first: {first['error']}\n{tail}"
+    return f"process {first['rank']} failed first: {first['error']}\n{tail}".strip()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line. The exit status is 1 with the reason where it can't be done, and 130 when interrupted."""
-    options, config = parse_launch_args(argv)
-    num_processes = options.num_processes if options.num_processes is not None else available_devices()[0] or 2
-    world = dict(
-        num_machines=options.num_machines, machine_rank=options.machine_rank, main_process_ip=options.main_process_ip
-    )
-    try:
+    """The command line. The exit status is 1 with the reason where it can't be done, and 130 on Ctrl-C."""
+    with one_line("lora_kit.launch"):
+        options, config = parse_launch_args(argv)
+        num_processes = options.num_processes if options.num_processes is not None else available_devices()[0] or 2
+        world = dict(
+            num_machines=options.num_machines,
+            machine_rank=options.machine_rank,
+            main_process_ip=options.main_process_ip,
+        )
         whole_number("num_processes", num_processes)
         lines = launch_lines(config, num_processes, **world, port=options.main_process_port or 29500)
         print("the same with\n  " + "\n  ".join(lines.values()), flush=True)
@@ -243,11 +249,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = launch(
             config, num_processes, port=options.main_process_port, rdzv_timeout=options.rdzv_timeout, **world
         )
-    except (LaunchError, ValueError, OSError) as error:
-        sys.exit(f"lora_kit.launch: {error}")
-    except KeyboardInterrupt as error:
-        print(f"lora_kit.launch: {error}", file=sys.stderr)
-        sys.exit(130)
     print(result.lora_path)
 
 

@@ -9,13 +9,13 @@ pytorch_lora_weights.safetensors, metrics.jsonl (a line when it starts, one an u
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_kit.accelerator import environment_of_run, start_accelerator
+from lora_kit.command_line.endings import one_line
 from lora_kit.command_line.flags import parse_args
 from lora_kit.config import TrainingConfig
 from lora_kit.data.prepared import Pictures
@@ -37,7 +37,8 @@ from lora_kit.system.devices import device_name
 from lora_kit.system.imports import collecting_later, without_bitsandbytes
 from lora_kit.system.signals import Interrupted, StopSignals
 from lora_kit.system.state import own_accelerate_state, tf32, undisturbed
-from lora_kit.system.world import leave_process_group, prove_world
+from lora_kit.system.waits import bounded_waits
+from lora_kit.system.world import leave_process_group, prove_world, world_size
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,20 @@ def train(
 
     Returns the result on every process. Raises ValueError for settings that can't work with this data set or machine, for a
     checkpoint that can't be resumed, and where another run writes into output_dir; NotFinite where the loss or the LoRA
-    becomes NaN or infinite; Interrupted on SIGINT or SIGTERM, after the update and with a checkpoint. Leaves no Accelerator
-    state behind where it ran in one process, so that a later cell can launch several.
+    becomes NaN or infinite; TimeoutError where another process is late; Interrupted on SIGINT, SIGTERM or SIGHUP, after the
+    update and with a checkpoint. Leaves no Accelerator state behind where it ran in one process: a later cell can launch several.
     """
-    with own_accelerate_state(), tf32(config.allow_tf32), StopSignals() as stop:
+    with StopSignals() as stop, own_accelerate_state(), tf32(config.allow_tf32):
         accelerator = start_accelerator(config)
-        if on_start:
-            on_start(accelerator)
-        check_output(config, accelerator.is_main_process)
-        with OutputFolder(config.output_dir, config.logging_dir, accelerator.is_main_process) as output:
-            return _train(config, accelerator, output, stop, progress, on_ready, on_update)
+        with bounded_waits(accelerator.process_index, accelerator.num_processes, config.ddp_timeout) as step_made:
+            if on_start:
+                on_start(accelerator)
+            check_output(config, accelerator.is_main_process)
+            with OutputFolder(config.output_dir, config.logging_dir, accelerator.is_main_process) as output:
+                return _train(config, accelerator, output, stop, step_made, progress, on_ready, on_update)
 
 
-def _train(config, accelerator, output, stop, progress, on_ready, on_update):
+def _train(config, accelerator, output, stop, step_made, progress, on_ready, on_update):
     import torch
     from accelerate import skip_first_batches
     from accelerate.utils import broadcast_object_list, set_seed
@@ -196,6 +198,7 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
             bar.update()
             bar.set_postfix(loss=f"{loss_value:.3f}", lr=f"{lr:.2e}")
             signal = stop.agreed(accelerator)
+            step_made()
             if update % config.checkpointing_steps == 0 or signal:
                 about = dict(num_examples=steps.num_examples, data=pictures.identity, finite=finite.weights(update))
                 about |= dict(loss=loss_value, next_learning_rate=float(optimizer.param_groups[0]["lr"]))
@@ -234,19 +237,11 @@ def _train(config, accelerator, output, stop, progress, on_ready, on_update):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line. Prints what was done; the exit status is 1 with the reason in one line where it can't be."""
-    config = parse_args(argv)
-    try:
-        with (
-            collecting_later() as collect,
-            contextlib.nullcontext() if config.use_8bit_adam else without_bitsandbytes(),
-        ):
-            world = int(os.environ.get("WORLD_SIZE", 1))
+    with one_line("lora_kit.training"), collecting_later() as collect:
+        config = parse_args(argv)
+        with contextlib.nullcontext() if config.use_8bit_adam else without_bitsandbytes():
+            world = world_size()
             result = train(config, on_start=lambda accelerator: prove_world(accelerator, world), on_ready=collect)
-    except (ValueError, OSError) as error:
-        sys.exit(f"lora_kit.training: {error}")
-    except Interrupted as error:
-        print(f"lora_kit.training: {error}", file=sys.stderr)
-        sys.exit(128 + error.number)
     leave_process_group()
     if int(os.environ.get("RANK", 0)) == 0:
         print(

@@ -18,6 +18,7 @@ from lora_kit.config import TrainingConfig
 from lora_kit.output.lora_file import LORA
 from lora_kit.system.imports import quiet_imports
 from lora_kit.system.state import own_accelerate_state
+from lora_kit.system.waits import bounded_waits
 from lora_kit.training import train
 
 RUN = dict(
@@ -224,16 +225,25 @@ from pathlib import Path
 import torch
 from lora_kit.accelerator import start_accelerator
 from lora_kit.config import TrainingConfig
+from lora_kit.system.waits import bounded_waits
 
-seconds, told = int(sys.argv[1]), Path(sys.argv[2])
+seconds, told, armed = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[2] + ".armed")
 accelerator = start_accelerator(TrainingConfig(style="outlined", learning_rate=1e-3, ddp_timeout=seconds))
+def wait(path):
+    while not path.exists():
+        time.sleep(0.05)
+
+def dawdle():
+    armed.touch()
+    wait(told)
+
 if accelerator.process_index == 0:
-    try:
-        accelerator.gather(torch.tensor([1]))
-    except RuntimeError as error:
-        told.write_text(str(error))
-while not told.exists():
-    time.sleep(0.05)
+    wait(armed)
+try:
+    with bounded_waits(accelerator.process_index, 2, seconds):
+        accelerator.gather(torch.tensor([1])) if accelerator.process_index == 0 else dawdle()
+except TimeoutError as error:
+    told.write_text(str(error))
 os._exit(0)
 """
 
@@ -245,7 +255,30 @@ def test_who_waits_for_another_gives_up_after_ddp_timeout(tmp_path):
     script.write_text(WAITS)
     done = torchrun(script, 3, tmp_path / "told.txt")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "3001ms" in (tmp_path / "told.txt").read_text()
+    assert (
+        (tmp_path / "told.txt")
+        .read_text()
+        .startswith("process 0 of 2 waited ddp_timeout 3 s for another: the stacks above")
+    )
+    assert "in dawdle" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "said"),
+    [
+        (
+            "DataLoader timed out after 5 seconds",
+            TimeoutError,
+            "process 1 waited ddp_timeout 5 s for pictures of a worker",
+        ),
+        ("Timed out waiting 5001ms for recv operation to complete", TimeoutError, "for another"),
+        ("CUDA error: the launch timed out and was terminated", RuntimeError, "^CUDA error"),
+    ],
+)
+def test_only_what_was_waited_for_in_vain_is_late(words, kind, said):
+    with pytest.raises(kind, match=said), bounded_waits(1, 1, 5) as step_made:
+        step_made()
+        raise RuntimeError(words)
 
 
 def test_ddp_timeout_reaches_accelerate_whatever_it_is():

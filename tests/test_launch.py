@@ -1,10 +1,13 @@
 """Launches happen in processes of their own: this file run as a script, and a Jupyter kernel."""
 
+import importlib
 import json
 import os
 import shutil
 import sys
+import threading
 import time
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,13 +29,15 @@ from running import (
 )
 
 from lora_kit.config import TrainingConfig
-from lora_kit.launch import LaunchError, _explain, in_process_reason, launch
+from lora_kit.launch import LaunchError, _explain, _worker, in_process_reason, launch
 from lora_kit.loss import micro_step_seed
 from lora_kit.output.checkpoints import checkpoints
 from lora_kit.output.lora_file import LORA
 from lora_kit.output.metrics import METRICS
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
+from lora_kit.system.elastic import nothing_printed
+from lora_kit.system.signals import Interrupted
 
 RELAUNCHES = 3
 RUN = dict(
@@ -233,7 +238,7 @@ def test_failure_names_the_process_and_why(seen, name, said):
     what = seen[1][name]
     assert what["error"] == "LaunchError"
     assert said in what["message"]
-    assert len(what["message"].splitlines()) <= 12
+    assert len(what["message"].splitlines()) == 1
 
 
 @CPU_ONLY
@@ -271,14 +276,22 @@ def test_no_process_is_left(seen):
 
 def surroundings(folder):
     """The handlers of signals, the temporary folder's content and the lines of another thread, after a launch that works, one
-    that fails, and one that is interrupted."""
+    that fails, one that is interrupted, and one of which a process doesn't end."""
     import signal
     import tempfile
-    import threading
 
+    import lora_kit.launch
     import lora_kit.training
 
     loss, what = lora_kit.training.diffusion_loss, {}
+    leave = lora_kit.launch.leave_process_group
+
+    def never():
+        if what["kind"] == "late" and os.environ["RANK"] == "1":
+            threading.Event().wait()
+        leave()
+
+    lora_kit.launch.leave_process_group = never
 
     def spy(*arguments):
         if what["kind"] == "fails":
@@ -303,8 +316,10 @@ def surroundings(folder):
     talker = threading.Thread(target=talk)
     talker.start()
     seen = {}
-    for kind in ("works", "fails", "interrupted"):
+    for kind in ("works", "fails", "interrupted", "late"):
         what["kind"] = kind
+        if kind == "late":
+            lora_kit.launch.LATE = 1
         temporary = folder / f"tmp {kind}"
         temporary.mkdir()
         tempfile.tempdir = str(temporary)
@@ -315,7 +330,10 @@ def surroundings(folder):
             ended = f"{type(error).__name__}: {error}"
         now = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)]
         stays = [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]  # a cache
-        seen[kind] = dict(ended=ended, same=now == before, stays=stays, tempdir=tempfile.tempdir == str(temporary))
+        left = children(os.getpid())
+        seen[kind] = dict(
+            ended=ended, same=now == before, stays=stays, tempdir=tempfile.tempdir == str(temporary), left=left
+        )
     done.set()
     talker.join()
     return seen
@@ -330,10 +348,13 @@ def test_a_launch_leaves_nothing_behind_and_swallows_no_line(tmp_path):
     ended = {kind: what.pop("ended") for kind, what in seen.items()}
     assert ended["works"] == "returned"
     assert ended["fails"].startswith("LaunchError: process") and "broken on purpose" in ended["fails"]
-    assert ended["interrupted"].startswith("KeyboardInterrupt: training was interrupted")
+    assert ended["interrupted"].startswith("Interrupted: training was interrupted")
+    assert ended["late"] == "returned"
+    assert "training was done, but a process did not end within 1 s" in done.stderr
+    assert "in never" in done.stderr  # its stacks
     assert set(seen) == set(ended)
     for kind, what in seen.items():
-        assert what == dict(same=True, stays=[], tempdir=True), kind
+        assert what == dict(same=True, stays=[], tempdir=True, left=[]), kind
     said = done.stdout.splitlines()
     number = int(said[-1].split()[0])
     assert number > 10 and [line for line in said if line.startswith("line ")] == [
@@ -393,7 +414,7 @@ def test_in_a_kernel(kernel, tmp_path):
     (said,) = errors(outputs)
     update = len(updates(tmp_path / "b"))
     assert said == (
-        f"KeyboardInterrupt: training was interrupted; its processes have ended: stopped after {update} of 10000 updates; "
+        f"Interrupted: training was interrupted; its processes have ended: stopped after {update} of 10000 updates; "
         f"checkpoint-{update} is written: --resume_from_checkpoint latest continues from there"
     )
     assert len(forked) == 2
@@ -487,6 +508,55 @@ def test_first_failure_that_is_no_disconnect(tmp_path):
     for rank in (1, 2):
         (tmp_path / f"error-{rank}.json").unlink()
     assert "process 0 failed first" in _explain(RuntimeError(), tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"), [(ValueError("no such"), 1), (OSError("full"), 1), (RuntimeError("odd"), 8)]
+)
+def test_where_it_failed_is_shown_only_of_what_does_not_explain_itself(error, lines, monkeypatch, tmp_path):
+    def fails(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("lora_kit.launch.train", fails)
+    monkeypatch.setattr("lora_kit.launch._parent", {})
+    with pytest.raises(type(error)):
+        _worker(config(tmp_path), tmp_path, 1, False)
+    said = _explain(error, tmp_path, 1).splitlines()
+    assert said[0] == f"process 0 failed first: {type(error).__name__}: {error}" and len(said) == lines
+
+
+def test_another_thread_may_still_print_when_the_block_ends(capsys):
+    """`print` holds no reference to the stream that it writes to, and would write into freed memory."""
+    with nothing_printed():
+        print("not this")
+        stream = weakref.ref(sys.stdout)
+        thread = threading.Thread(target=print, args=("this",))
+        thread.start()
+        thread.join()
+    assert capsys.readouterr().out == "this\n" and stream() is not None
+
+
+@pytest.mark.parametrize(("program", "name"), [("launch", "launch"), ("training", "train")])
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted before the first update: there is nothing new to keep"),
+        (Interrupted("stopped", 1), 129, "stopped"),
+        (TimeoutError("waited"), "waited", ""),
+    ],
+)
+def test_an_end_is_said_in_one_line(program, name, error, status, said, monkeypatch, capsys, tmp_path):
+    def ends(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(f"lora_kit.{program}.{name}", ends)
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"lora_kit.{program}").main(
+            ["--style=outlined", "--learning_rate=1e-3", f"--output_dir={tmp_path}"]
+        )
+    mine = f"lora_kit.{program}: "
+    assert end.value.code == (mine + status if isinstance(status, str) else status)
+    assert capsys.readouterr().err == (f"{mine}{said}\n" if said else "")
 
 
 if __name__ == "__main__":  # the parent of `stages`, or of `surroundings`

@@ -178,6 +178,7 @@ class PreparedPictures:
             batch_size=config.train_batch_size,
             num_workers=config.dataloader_num_workers,
             worker_init_fn=outlive,
+            timeout=min(config.ddp_timeout, 10**6) if config.dataloader_num_workers else 0,  # poll takes no 2**31 ms
         )
 
     def inputs(

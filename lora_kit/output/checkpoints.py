@@ -138,13 +138,15 @@ def write_checkpoint(
             if final.exists() or final.is_symlink():
                 remove(final)
             put_in_place(part, final)
-    except Exception as error:  # each library has its own for a full disk
+    except BaseException as error:  # each library has its own for a full disk; or a signal that ends all at once
         if not accelerator.is_main_process:  # it writes little itself, and is left alone where the first process fails
             raise
         free = ""
         with contextlib.suppress(OSError):
             free = f" ({in_bytes(free_bytes(output_dir))} were free)"
         shutil.rmtree(part, ignore_errors=True)
+        if not isinstance(error, Exception):
+            raise
         raise NotWritten(f"{final} can't be written: {reason(error)}{free}") from error
     if accelerator.is_main_process and config.checkpoints_total_limit:
         all_of_them = checkpoints(output_dir)

@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -10,13 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_kit.system.signals import kept_handlers
+from lora_kit.system.signals import HEARD, kept_handlers
 
 OURS = ("result.json", "error-*.json", "pytorch-errorfile-*", "torchelastic_*")  # files of a launch, and torch's of it
 LOGGERS = (
     "torch.distributed.elastic",
     "torch.multiprocessing.spawn",
 )  # 25 lines on who failed last, and one on each other
+PATIENCE = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")  # seconds, from a signal on, for an update and its checkpoint
+
+
+_streams = []  # kept: `print` in another thread may be at one when the block ends, and in Python 3.11 holds no reference to it
 
 
 class _OtherThreads:
@@ -35,21 +41,32 @@ class _OtherThreads:
 @contextlib.contextmanager
 def nothing_printed() -> Iterator[None]:
     """A block in which this thread prints nothing; what other threads print comes through."""
-    with contextlib.redirect_stdout(_OtherThreads(sys.stdout)):
+    _streams.append(_OtherThreads(sys.stdout))
+    with contextlib.redirect_stdout(_streams[-1]):
         yield
 
 
 @contextlib.contextmanager
-def elastic_launcher() -> Iterator[None]:
-    """A block that may start elastic's processes: its log is silent, and signal handlers come back as they were."""
+def elastic_launcher() -> Iterator[list[int]]:
+    """A block that may start elastic's processes: its log is silent, a signal leaves them time for a checkpoint, and what was set
+    comes back as it was. Yields the signals that are ignored, as by nohup: elastic would hear them, and its processes too."""
+    from torch.distributed.elastic.multiprocessing import api
+
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
+    ignored = [number for number in HEARD if signal.getsignal(number) == signal.SIG_IGN]
+    end, unset = getattr(api, "_terminate_process_handler", None), PATIENCE[0] not in os.environ
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
+        os.environ.setdefault(*PATIENCE)
+        api._terminate_process_handler = lambda number, frame: None if number in ignored else end(number, frame)
         with kept_handlers():
-            yield
+            yield ignored
     finally:
+        api._terminate_process_handler = end
+        if unset:
+            del os.environ[PATIENCE[0]]
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -15,17 +15,33 @@ LAUNCHER_SETS = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "MASTER_ADDR",
     "MASTER_PORT",
 )  # fmt: skip
+MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+MPI_SETS = (  # mpirun and srun, which accelerate follows on a CPU
+    *MPI_SIZES, "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE",
+)  # fmt: skip
+
+
+def _first_of(names):
+    return next((int(os.environ[name]) for name in names if name in os.environ), 1)
+
+
+def world_size() -> int:
+    """How many processes the launcher of this one started, as accelerate reads it; 1 where there was none."""
+    return _first_of(("WORLD_SIZE", *MPI_SIZES))
 
 
 def launched() -> bool:
     """Whether a launcher set up this process. In a notebook only one that forked it did: variables alone are left over there."""
-    return "WORLD_SIZE" in os.environ and ("ipykernel" not in sys.modules or "TORCHELASTIC_RUN_ID" in os.environ)
+    sized = "WORLD_SIZE" in os.environ or world_size() > 1  # srun gives a shell a world of 1
+    return sized and ("ipykernel" not in sys.modules or "TORCHELASTIC_RUN_ID" in os.environ)
 
 
 @contextlib.contextmanager
 def no_launcher() -> Iterator[None]:
     """A block without what a launcher would have set, such as WORLD_SIZE; says what it sets aside and puts it back."""
-    aside = {name: os.environ.pop(name) for name in LAUNCHER_SETS if name in os.environ}
+    names = LAUNCHER_SETS + (MPI_SETS if _first_of(MPI_SIZES) > 1 else ())
+    aside = {name: os.environ.pop(name) for name in names if name in os.environ}
     if aside:
         named = ", ".join(f"{name} {value!r}" for name, value in aside.items())
         print(f"warning: {named} in the environment: set aside, since no launcher started this process")
@@ -53,13 +69,14 @@ def free_port() -> int:
 
 
 def prove_world(accelerator: Any, expected: int) -> None:
-    """RuntimeError unless `expected` processes answer each other, each under its own rank."""
+    """ValueError unless `expected` processes answer each other, each under its own rank."""
     import torch
 
     ranks = accelerator.gather(torch.tensor([accelerator.process_index], device=accelerator.device)).tolist()
     if sorted(ranks) != list(range(expected)):
-        raise RuntimeError(
-            f"asked for {expected} process(es), but those that answer have the ranks {ranks}: start all of them with one launcher"
+        raise ValueError(
+            f"asked for {expected} process(es), but those that answer have the ranks {ranks}: start all of them with one launcher, "
+            "such as lora_kit.launch or torchrun"
         )
 
 

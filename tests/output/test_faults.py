@@ -6,12 +6,15 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from running import Program, can_mount, fingerprint, program, wait_for
 
-from lora_kit.output.checkpoints import checkpoints, newest_whole, read
+from lora_kit.config import TrainingConfig
+from lora_kit.output.checkpoints import checkpoints, newest_whole, read, write_checkpoint
 from lora_kit.output.lora_file import LORA
+from lora_kit.system.signals import Interrupted
 
 spec = importlib.util.spec_from_file_location("campaign", Path(__file__).parents[1] / "campaigns" / "signals.py")
 campaign = importlib.util.module_from_spec(spec)
@@ -151,17 +154,31 @@ def test_two_runs_on_one_folder(tmp_path):
     assert len(campaign.updates(folder)) == read(kept)["update"] and not list(folder.glob("earlier-*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_asked_to_end_keeps_what_it_has_learned(processes, number, tmp_path):
-    """With a checkpoint, and the sentence that says how to resume."""
+def test_a_checkpoint_that_a_second_signal_ends_leaves_no_part(tmp_path):
+    def save_state(folder):
+        Path(folder).mkdir()
+        raise Interrupted("ended at once")
+
+    accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, save_state=save_state)
+    with pytest.raises(Interrupted):
+        write_checkpoint(accelerator, tmp_path, TrainingConfig(style="outlined", learning_rate=1e-3), 1, {})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("processes", "number", "everyone"),
+    [(1, signal.SIGINT, False), (1, signal.SIGTERM, True), (2, signal.SIGINT, True), (2, signal.SIGHUP, False)],
+)
+def test_a_run_that_is_asked_to_end_keeps_what_it_has_learned(processes, number, everyone, tmp_path):
+    """With a checkpoint, and the sentence that says how to resume. Everyone: the process that loads pictures too."""
     folder, endless = tmp_path / "run", dict(checkpointing_steps=20_000, max_train_steps=10_000)
+    endless |= dict(dataloader_num_workers=int(everyone and processes == 1))
     program, more = ("lora_kit.training", []) if processes == 1 else ("lora_kit.launch", ["--num_processes", 2])
     asked = Program(program, *more, *flags(folder, endless))
     wait_for(lambda: campaign.updates(folder), asked)
-    os.killpg(asked.pid, number) if number == signal.SIGINT else os.kill(asked.pid, number)
+    (os.killpg if everyone else os.kill)(asked.pid, number)
     done = asked.end()
-    assert done.returncode == (130 if processes == 2 else 128 + number), done.stderr[-2000:]
+    assert done.returncode == 128 + number, done.stderr[-2000:]
     (kept,) = checkpoints(folder)
     update = read(kept)["update"]
     assert f"stopped after {update} of 10000 updates; {kept.name} is written" in done.stderr

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_kit.system.state import tf32, undisturbed
-from lora_kit.system.world import LAUNCHER_SETS, free_port, launched, no_launcher, prove_world
+from lora_kit.system.world import LAUNCHER_SETS, MPI_SETS, free_port, launched, no_launcher, prove_world, world_size
 
 
 def test_a_free_port_is_free_and_the_system_gives_it_to_nobody():
@@ -26,7 +26,7 @@ def test_a_free_port_is_free_and_the_system_gives_it_to_nobody():
 @pytest.mark.parametrize(("ranks", "expected"), [([0], 2), ([0, 0], 2), ([0, 2], 2), ([0, 1], 1)])
 def test_a_world_that_is_not_the_one_that_was_asked_for(ranks, expected):
     accelerator = SimpleNamespace(process_index=0, device="cpu", gather=lambda own: torch.tensor(ranks))
-    with pytest.raises(RuntimeError, match=rf"asked for {expected} process\(es\), but .* ranks \{ranks!r}"):
+    with pytest.raises(ValueError, match=rf"asked for {expected} process\(es\), but .* ranks \{ranks!r}"):
         prove_world(accelerator, expected)
 
 
@@ -63,26 +63,41 @@ def test_what_looks_at_a_run_disturbs_nothing():
     assert model.training and torch.equal(torch.rand(1), expected)
 
 
-def test_what_a_launcher_would_set_is_set_aside_and_comes_back(monkeypatch, capsys):
-    for name in LAUNCHER_SETS:
+@pytest.fixture
+def nobody(monkeypatch):
+    """No launcher set anything."""
+    for name in (*LAUNCHER_SETS, *MPI_SETS, "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(("size", "rank"), [("WORLD_SIZE", "RANK"), ("PMI_SIZE", "PMI_RANK")])
+def test_what_a_launcher_would_set_is_set_aside_and_comes_back(size, rank, nobody, monkeypatch, capsys):
     with no_launcher():
         pass
     assert capsys.readouterr().out == ""
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv(rank, "3")
+    monkeypatch.setenv(size, "4")
     before = dict(os.environ)
     with no_launcher():
-        assert not {"RANK", "WORLD_SIZE"} & os.environ.keys()
+        assert not {rank, size} & os.environ.keys()
     assert dict(os.environ) == before
-    assert "RANK '3', WORLD_SIZE '4' in the environment: set aside" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{rank} '3'" in said and f"{size} '4'" in said and "in the environment: set aside" in said
 
 
-def test_in_a_notebook_variables_alone_are_no_launcher(monkeypatch):
+def test_a_shell_of_srun_is_no_launcher(nobody, monkeypatch, capsys):
+    monkeypatch.setenv("PMI_SIZE", "1")
+    with no_launcher():
+        assert not launched()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("size", ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_in_a_notebook_variables_alone_are_no_launcher(size, nobody, monkeypatch):
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert launched()
+    assert not launched() and world_size() == 1
+    monkeypatch.setenv(size, "4")
+    assert launched() and world_size() == 4
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     assert not launched()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
