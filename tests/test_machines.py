@@ -124,7 +124,7 @@ def test_a_machine_that_never_comes_is_named(rank, error, tmp_path):
 
 @CPU_ONLY
 @pytest.mark.slow
-@pytest.mark.parametrize("early", [0, 1])
+@pytest.mark.parametrize("early", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_machine_may_come_late(early, alone, tmp_path):
     folder, port, ranks = tmp_path / "run", free_port(), (early, 1 - early)
     lines = [["--rdzv_timeout", 20, *machine(rank, folder, port, 1)] for rank in ranks]

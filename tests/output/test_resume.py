@@ -100,7 +100,8 @@ def test_going_on_after_any_update_equals_never_stopping(whole, pictures, tmp_pa
         assert updates(stopped) == lines, update
 
 
-@pytest.mark.parametrize("kind", ["caches", "random crops"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["caches", pytest.param("random crops", marks=pytest.mark.long)])
 def test_the_same_on_two_processes(kind, pictures, tmp_path):
     def go(folder, **settings):
         made = config(folder, pictures, **KINDS[kind], lr_warmup_steps=1, **settings)
