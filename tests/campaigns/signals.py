@@ -2,7 +2,7 @@
 
     python tests/campaigns/signals.py --kills 60 --work build/faults
 
-By turns with SIGKILL, SIGTERM and SIGINT; at any time, while a checkpoint is written, at the end, when the LoRA is, and, with
+By turns with SIGKILL, SIGTERM, SIGINT and SIGHUP; at any time, while a checkpoint is written, at the end, when the LoRA is, and, with
 nothing in the cache, while the style is drawn and while pictures are encoded. On two processes one rank gets the signal, or all.
 Afterwards every checkpoint that is listed must be whole, and the run that goes on must end with the same weights, optimizer
 state, schedule, random states and metrics as the unbroken one. Exits with 1 where one does not.
@@ -35,7 +35,7 @@ FLAGS = dict(
 )  # fmt: skip
 WAIT = 600  # seconds after which a run is taken for one that never ends
 TRIES = 20  # a signal that comes when the run is over is sent again, to another
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MOMENTS = {  # when the signal is sent, and within how many seconds after it
     "any time": (lambda folder, cache, wanted: len(updates(folder)) >= wanted - 1, 0.3),
     "checkpoint": (lambda folder, cache, wanted: (folder / f"checkpoint-{wanted}.part").exists(), 0.004),
@@ -100,8 +100,8 @@ def whole_run(processes, folder, cache, log, resume=False):
 
 def end_one(number, folder, cache, log, chance):
     """Start a run, send it a signal at a random moment, and wait until nothing of it is left. Returns what happened."""
-    processes, everyone = 1 + number % 2, number % 4 > 1
-    sent, moment = SIGNALS[number % len(SIGNALS)], list(MOMENTS)[number // 2 % len(MOMENTS)]
+    processes, everyone = 1 + number % 2, chance.random() < 0.5
+    sent, moment = SIGNALS[number // 2 % len(SIGNALS)], list(MOMENTS)[number // 2 // len(SIGNALS) % len(MOMENTS)]
     reached, within = MOMENTS[moment]
     if moment in ("style", "encoding"):
         shutil.rmtree(cache, ignore_errors=True)
