@@ -76,10 +76,10 @@ def environment_set_aside(config: TrainingConfig) -> list[str]:
 
 @contextlib.contextmanager
 def naming_variables() -> Iterator[None]:
-    """A block in which an error of accelerate's that quotes the value of one of its variables becomes a ValueError that names it."""
+    """A block in which accelerate's error about the value of one of its variables becomes a ValueError that names the variable."""
     try:
         yield
-    except (ValueError, RuntimeError) as error:  # accelerate's own name no variable
+    except (ValueError, RuntimeError) as error:  # accelerate's own errors don't name the variable
         quoted = re.findall(r"'([^']*)'|invalid truth value (.*)", str(error))
         words = {word.lower() for found in quoted for word in found if word}
         for name, value in sorted(os.environ.items()):
@@ -101,7 +101,7 @@ def environment_taken(config: TrainingConfig) -> dict[str, str]:
 
 
 def environment_of_run() -> dict[str, str]:
-    """The variables that were set when the run began, of accelerate and those that count beside the settings, without passwords."""
+    """The variables set when the run began: accelerate's and those that count beside the settings, without passwords."""
     names = [name for name in sorted(os.environ) if name.startswith("ACCELERATE_") or name in (*TAKEN, *SOURCES)]
     return {name: re.sub("//[^/@]*@", "//", os.environ[name]) for name in names}
 
@@ -121,7 +121,7 @@ def tracker_problem(config: TrainingConfig) -> tuple[bool, str, str] | None:
             f"{words} one of {', '.join(known)}",
         )
     if name in ("none", "all") or name not in LoggerType or name in map(str, get_available_trackers()):
-        return None  # the last but one is a tracker that was registered with accelerate
+        return None  # a name that is no LoggerType is a tracker registered with accelerate
     cure = f"`pip install {name}`, or report_to none"
     if name == FIELDS["report_to"].default:
         return False, f"report_to {name!r} is not installed: only metrics.jsonl is written", cure

@@ -169,12 +169,12 @@ def check_scheduler(config: TrainingConfig) -> None:
     if predicts not in ("epsilon", "v_prediction"):
         raise ValueError(
             f"pretrained_model_name_or_path {name!r} can't be trained by this loop: its scheduler has prediction_type {predicts!r}; "
-            "give a model that predicts epsilon or v_prediction, or say with prediction_type what yours does"
+            "give a model that predicts epsilon or v_prediction, or set prediction_type to what yours predicts"
         )
 
 
 def check_base_model(config: TrainingConfig) -> None:
-    """`check_base`, `check_scheduler`, and that the packages are there that settings need; what can't be read is left to `load_models`."""
+    """`check_base`, `check_scheduler`, and a check for the packages needed; what can't be read is left to `load_models`."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for name in NEEDED:

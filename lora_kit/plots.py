@@ -124,8 +124,8 @@ def plot_run(path: str | Path, figure: "Figure | None" = None) -> "Figure":
 class LiveMetrics:
     """Draws a run's metrics.jsonl in the notebook's cell while the body of the `with` runs, from a thread.
 
-    path: of the metrics, which need not be there yet. every: seconds between two looks at them. What can't be drawn is tried
-    again at the next change, and ends no training: where the last picture fails, a warning says why. For `train` and `launch` alike:
+    path: of the metrics, which need not be there yet. every: seconds between two looks at them. A failed drawing doesn't end the
+    training: it is tried again at the next change, and if the last one fails, a warning says why. For `train` and `launch` alike:
 
         with LiveMetrics("runs/a/metrics.jsonl"):
             launch(config)
@@ -151,7 +151,7 @@ class LiveMetrics:
         return Image(buffer.getvalue(), alt="Training loss and learning rate against optimizer update")
 
     def _draw(self, drawn):
-        """Draw the metrics where they are no longer those that are drawn; returns which then are."""
+        """Draw the metrics if their version is no longer `drawn`; returns the version that was found."""
         now = drawn
         try:
             now = self._version()

@@ -124,7 +124,7 @@ def _read_words(words: Sequence[str], index: int, gpus: str | None) -> Reading:
 
 
 def _whole_flags(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(words, sentences) with those of a script's flags spelled out that are cut short, as diffusers takes them, unlike this kit."""
+    """(words, sentences) with a script's shortened flags spelled out: diffusers' scripts accept them, this kit doesn't."""
     whole, sentences = [], []
     for word in words:
         flag, equals, value = word.partition("=")

@@ -1,4 +1,4 @@
-"""How a command ends that can't do what it was asked for, or that is interrupted."""
+"""How a command ends when it is interrupted or can't do what it was asked."""
 
 import contextlib
 import signal
@@ -11,8 +11,8 @@ from lora_kit.system.signals import NOTHING_NEW
 
 @contextlib.contextmanager
 def one_line(program: str) -> Iterator[None]:
-    """A block that ends the process in one line on stderr: status 1 for what can't be done, 128 and the signal's number for what
-    was interrupted."""
+    """A block whose failure ends the process with one line on stderr: status 1 for what can't be done, 128 plus the signal's number
+    for an interruption."""
     try:
         yield
     except (LaunchError, ValueError, OSError) as error:

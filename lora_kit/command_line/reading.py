@@ -15,7 +15,7 @@ from lora_kit.system.checks import check_count, shown, whole_number
 
 SCRIPT_FILE = "train_text_to_image_lora.py"
 SDXL_FILE = "train_text_to_image_lora_sdxl.py"
-DEEPEST = 8  # brackets in brackets of YAML, each of which makes all that is inside slower to read
+DEEPEST = 8  # nested brackets of YAML: each level makes what is inside slower to read
 LAUNCH_ARGUMENTS = ("config", "num_processes", "live", "port", "num_machines", "machine_rank", "main_process_ip")
 UNSAID_PROCESSES = 2  # what a launch starts on a machine without GPUs
 UNSAID = "num_processes isn't given: a launch starts one process for each GPU, or 2 where there is none; read as 2"

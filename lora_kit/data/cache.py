@@ -102,9 +102,11 @@ class EncodingCache:
             free = free_bytes(self.path)
         fatal = need + least > free
         written = least if fatal else most
-        if need and need + written > free and (fatal or free >= most):  # else it was said of the run alone
+        if need and need + written > free and (fatal or free >= most):  # else the run's own check has said so
             beside = (
-                f" and what the run writes into output_dir, on the same disk, {in_bytes(written)}" if written else ""
+                f", and what the run writes into output_dir on the same disk needs {in_bytes(written)}"
+                if written
+                else ""
             )
             problem = (
                 f"the encodings of {len(plan.captions):,} pictures and {plan.caption_shape[0]:,} captions need {in_bytes(need)} "

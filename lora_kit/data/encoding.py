@@ -57,7 +57,7 @@ class Plan(NamedTuple):
         pictures = TrainingPictures.of(config, images, tokenizer)
         texts, captions = distinct_captions(images)
         shape = None
-        square = pictures.all_square()  # asked in any case: a picture that is broken is named now
+        square = pictures.all_square()  # always asked, so that a broken picture is named now
         if config.center_crop or square:
             about = vae.config
             side = config.resolution >> len(about.block_out_channels) - 1
@@ -132,7 +132,7 @@ class EncodedPictures(TrainingPictures):
             batch["new_pixels"] = torch.stack([self.pixels(indices[row], flip=False) for row in missing])
             for name in (self.images.name(indices[row]) for row in missing):
                 if self.unchanged and not self.unchanged(name):
-                    raise ValueError(f"{CHANGED}; picture {name} is another now")
+                    raise ValueError(f"{CHANGED}; picture {name} is no longer the same")
         return batch
 
     def place(self, together: int, flip: int, index: int) -> int:

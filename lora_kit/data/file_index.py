@@ -12,13 +12,13 @@ from lora_kit.data.emoji import cache_dir
 from lora_kit.data.pictures import check_picture
 from lora_kit.system.files import file_digest, json_digest, read_sealed, remove_unused, write_sealed
 
-KEPT_EVERY = 60  # seconds: what a run that is ended has read by then is known to the next
+KEPT_EVERY = 60  # seconds: what a run has read by then is known to the next, even if it is killed
 
 
 class FileIndex:
-    """What is known of the files of a folder: size, times and number of each, the digest of its content, and how it was checked.
+    """What is known of a folder's files: size, times and inode number of each, the digest of its content, and how it was checked.
 
-    It is kept beside the encodings. Replacing a file changes its number or the time of its change, which no copying program sets.
+    It is kept beside the encodings. Replacing a file changes its inode number or its change time, which no copying program sets.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +31,7 @@ class FileIndex:
 
     @cached_property
     def known(self) -> dict[str, list[Any]]:
-        """{name: [its size, times and number, digest or None, with which any_kind it was checked or None]}."""
+        """{name: [its size, times and inode number, digest or None, the any_kind it was checked with or None]}."""
         with contextlib.suppress(OSError):
             os.utime(self.path)  # when it was last used
         return read_sealed(self.path) or {}
@@ -63,7 +63,7 @@ class FileIndex:
             self._learn(path, state, digest, any_kind)
 
     def unchanged(self, name: str) -> bool:
-        """Whether a file is as it was when its digest was asked for; true of what is none of those files."""
+        """Whether a file is as it was when its digest was asked for; True for any other file."""
         state = self.states.get(self._name(Path(name)))
         try:
             return state is None or state == _state(Path(name))
@@ -83,7 +83,7 @@ class FileIndex:
         return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path)
 
     def _about(self, path):
-        """(state, digest, with which any_kind it was checked) of a file as it is now."""
+        """(state, digest, the any_kind it was checked with) of a file as it is now."""
         now = _state(path)
         *before, digest, checked = self.known.get(self._name(path)) or [None, None]
         return (now, digest, checked) if before == now else (now, None, None)

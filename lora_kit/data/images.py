@@ -165,7 +165,7 @@ def downloads_of(info: Any) -> list[list[Any]]:
 
 
 def _hub_cause(error):
-    """What load_dataset says of the Hub's data; where it only says that there was an error, what that was."""
+    """What load_dataset says is wrong with the Hub's data; where it only says that there was an error, the cause."""
     from datasets.exceptions import DatasetGenerationError
 
     return reason(error) if isinstance(error, DatasetGenerationError) else f"{type(error).__name__} {error}"

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 ANIMATED = ("GIF", "PNG", "WEBP")  # formats that may be films; a phone's JPEG may hold a second picture, which is none
-FLOATS = {1: -1, 255: 16, 65_535: 4095}  # full scale: what the highest level is above, or it may be meant otherwise
+FLOATS = {1: -1, 255: 16, 65_535: 4095}  # full scale: what the highest level must exceed, else another may be meant
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # PIL opens some files of 16 bits as I, which has 32
 
 
@@ -15,7 +15,7 @@ def as_seen_in_rgb(picture: "Picture") -> "Picture":
     """A picture in RGB: what is transparent shows white, grey of 16 bits and of floats keeps its levels.
 
     PIL's own `convert("RGB")` cuts such greys off at 255 and drops transparency, which bares whatever colour lies below. Raises
-    ValueError for numbers that are none of 0 to 1, 0 to 255 and 0 to 65,535, or hardly are.
+    ValueError for levels that are not clearly on a scale of 0 to 1, 0 to 255 or 0 to 65,535.
     """
     if picture.mode in SIXTEEN_BITS or picture.mode == "F":
         return _grey(picture)

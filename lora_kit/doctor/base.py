@@ -15,7 +15,7 @@ OTHER_KINDS = {  # pretrained_model_name_or_path: what it is, and diffusers' scr
 
 @check("base model", see=("00_start_here.ipynb", "A LoRA run on one page"))
 def base_model(case: Case) -> list[Finding]:
-    """Whether the base is of another kind by its name; of your own loop's model nothing is said."""
+    """Whether the base's name shows that it is of another kind; nothing for your own loop's model."""
     name = case.config.pretrained_model_name_or_path
     if case.unet is not None or name not in OTHER_KINDS:
         return []

@@ -1,4 +1,4 @@
-"""Checks of what a run finds around it: precision in its places, the variables of the environment, accelerate's file, packages."""
+"""Checks of what a run finds around it: where precision is set, environment variables, accelerate's file, packages."""
 
 import os
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lora_kit.system.imports import NEEDED, needed_by
 
 DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # mixed_precision: torch's name
 OTHER_TYPES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # accelerate's distributed_type that this loop refuses
-ANEW = "`accelerate config` anew"
+ANEW = "run `accelerate config` again"
 
 
 def accelerate_file() -> tuple[str, Any, str]:
@@ -30,7 +30,7 @@ def accelerate_file() -> tuple[str, Any, str]:
         return path, None, ""
     try:
         return path, config_args.load_config_from_file(None), ""
-    except Exception as error:  # of an empty file, of one for SageMaker, of keys of another version: each its own
+    except Exception as error:  # an empty file, one for SageMaker, another version's keys: each has its own
         return path, None, f"accelerate can't read {path}: {type(error).__name__} {error}"
 
 
@@ -100,8 +100,8 @@ def precision(case: Case) -> list[Finding]:
         say = precision.error if launcher == "fp16" else precision.warning
         return [say(value, reason, f"mixed_precision {launcher}")]
     if flag is None and place.file not in (None, "no"):
-        reason = f"accelerate's file {accelerate_file()[0]} says {place.file}: `accelerate launch` takes it, lora_kit.training "
-        reason += "and lora_kit.launch compute in fp32"
+        reason = f"accelerate's file {accelerate_file()[0]} says {place.file}: `accelerate launch` takes it, but "
+        reason += "lora_kit.training and lora_kit.launch compute in fp32"
         return [precision.warning(value, reason, f"mixed_precision {place.file}, or no, which counts for all three")]
     if flag and launcher and flag != launcher:
         return [precision.warning(value, "two places disagree; the flag counts", "the same in both places")]
@@ -162,7 +162,7 @@ def _of_file(config):
 
 @check("packages", see=("00_start_here.ipynb", "The settings"))
 def packages(case: Case) -> list[Finding]:
-    """Whether the packages are there that settings need; nothing where they are."""
+    """Whether the packages that settings need are installed; nothing where they are."""
     asked = [name for name in NEEDED if getattr(case.config, name)]
     missing = [(name, problem) for name in asked if (problem := problem_of(partial(needed_by, name)))]
     findings = [packages.error(name, problem, "leave it out, or install what it needs") for name, problem in missing]

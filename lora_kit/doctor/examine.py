@@ -134,7 +134,7 @@ def _wrong_setting(settings, message):
     named = [name for name in settings if message.startswith((f"{name} ", f"{name!r} "))]
     first = message.split()[0].strip("'")
     value = first if first in FIELDS else message.split(":")[0]
-    if named:  # of a name that is no setting the value has no say, and it may be a token
+    if named:  # the value of an unknown name doesn't matter, and it may be a token
         kind = kind_of(named[0])[0] if named[0] in FIELDS else Secret
         value = named[0] if kind is Secret else f"{named[0]} {shown(settings[named[0]])}"
     return SETTINGS.error(value, message, "`python -m lora_kit.training --help` says what each flag takes")

@@ -70,7 +70,7 @@ def output_folder(case: Case) -> list[Finding]:
     config, folder = case.config, Path(case.config.output_dir)
     value, wanted = f"output_dir {config.output_dir!r}", case.config.resume_from_checkpoint
     if problem := place_problem(config):
-        return [output_folder.error(value, problem, "a folder outside the pictures'")]
+        return [output_folder.error(value, problem, "a folder outside that of the pictures")]
     try:
         folder.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -96,7 +96,7 @@ def room_problem(config: TrainingConfig, needed: Room, first_update: int = 0) ->
 def check_room(config: TrainingConfig, steps: Steps, first_update: int = 0) -> tuple[Room | None, str | None]:
     """(the `Room` of the run, what is wrong where later checkpoints won't fit on output_dir's disk). Raises ValueError, with both
     figures, where not even the LoRA and one checkpoint do. (None, None) for a base model that can't be described: it is left to
-    who loads it."""
+    whoever loads it."""
     try:
         about = describe_unet(config)
         unet = _lora_unet(json.dumps(about), config.rank, config.target_modules, config.lora_alpha)

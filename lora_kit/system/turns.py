@@ -13,8 +13,8 @@ POLL, LIVES, TELL = 0.05, 10, 60  # seconds between two looks, signs of life, an
 def first_of_machine(accelerator: Any, what: str, silence: float) -> Iterator[None]:
     """A block that the first process of each machine goes through before the machine's others, and that all leave together.
 
-    However long it takes: a collective would end after ddp_timeout, so who waits looks into the process group's store. what: is done
-    in the block, as a noun. silence: seconds without a sign of life after which a process is given up, with TimeoutError.
+    However long it takes: a collective would end after ddp_timeout, so the rest look into the process group's store. what: what is
+    done in the block, as a noun. silence: seconds without a sign of life after which a process is given up, with TimeoutError.
     """
     if accelerator.num_processes == 1:
         yield

@@ -28,7 +28,7 @@ def bounded_waits(rank: int, num_processes: int, seconds: int) -> Iterator[Calla
         if LATE_PICTURES in str(error):
             raise TimeoutError(
                 f"process {rank} waited ddp_timeout {seconds} s for pictures of a worker process: give a larger ddp_timeout, or "
-                "dataloader_num_workers 0 to load them without"
+                "dataloader_num_workers 0 to do without workers"
             ) from error
         if LATE_PROCESS.search(str(error)):
             raise TimeoutError(

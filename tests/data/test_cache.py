@@ -226,9 +226,7 @@ def test_encodings_and_what_the_run_writes_must_fit_together(folder, monkeypatch
     store.open(PLAN, 900_000, 9_000_000, said.append)  # too much by itself, which was said before
     assert said == []
     store.open(PLAN, 900_000, 1_000_001, said.append)
-    beside = (
-        f"need {in_bytes(need)} more and what the run writes into output_dir, on the same disk, 1.0 MB, but the disk of"
-    )
+    beside = f"need {in_bytes(need)} more, and what the run writes into output_dir on the same disk needs 1.0 MB, but the disk of"
     assert len(said) == 1 and said[0].startswith("warning: the encodings of 3 pictures") and beside in said[0]
     with pytest.raises(ValueError, match=beside):
         store.open(PLAN, 1_000_001, 2_000_000)

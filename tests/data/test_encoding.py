@@ -172,7 +172,7 @@ def test_a_picture_that_changes_in_the_middle_of_a_run_is_seen_before_it_is_kept
     data = prepared(config(folder))
     batch_of(data, [0, 1])
     shutil.copyfile(folder / "3.png", folder / "2.png")
-    with pytest.raises(ValueError, match="have changed since the run began: .*; picture .*2.png is another now"):
+    with pytest.raises(ValueError, match="have changed since the run began: .*; picture .*2.png is no longer the same"):
         batch_of(data, [2, 3])
     assert data.dataset.posteriors.missing() == 5
 

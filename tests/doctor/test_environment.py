@@ -47,8 +47,8 @@ def test_only_accelerate_launch_takes_the_precision_of_accelerate_s_file(precisi
     (finding,) = (one for one in findings if one.check == "precision")
     assert finding.status == WARNING and f"'{precision}'" in finding.value
     assert finding.reason == (
-        f"accelerate's file {file} says {precision}: `accelerate launch` takes it, lora_kit.training and lora_kit.launch compute "
-        "in fp32"
+        f"accelerate's file {file} says {precision}: `accelerate launch` takes it, but lora_kit.training and lora_kit.launch "
+        "compute in fp32"
     )
     assert findings.status == WARNING and Precision.of(TrainingConfig(**SOUND | settings)).used == "no"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
