@@ -161,6 +161,8 @@ def start_accelerator(config: TrainingConfig) -> Any:
         )
     if taken := environment_taken(config):
         accelerator.print(f"taken from the environment: {', '.join(f'{name} {shown(taken[name])}' for name in taken)}")
-    for sentence in [*environment_set_aside(config), *([f"{tracker[1]}; {tracker[2]}"] if tracker else [])]:
+    if tracker:
+        accelerator.print(f"{tracker[1]}; {tracker[2]}")
+    for sentence in environment_set_aside(config):
         accelerator.print(f"warning: {sentence}")
     return accelerator

@@ -181,7 +181,11 @@ def _worker(config, folder, expected, progress):
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             Path(folder, "result.json").write_text(json.dumps(asdict(result)))
     except BaseException as error:
-        trace = "" if isinstance(error, (ValueError, OSError)) else traceback.format_exc()  # these say what to do
+        raised = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        ours = (
+            isinstance(error, (ValueError, OSError)) and Path(__file__).parent in raised.parents
+        )  # it says what to do
+        trace = "" if ours else traceback.format_exc()
         report = dict(rank=rank, time=time.time(), error=f"{type(error).__name__}: {error}", trace=trace)
         try:
             Path(folder, f"error-{rank}.json").write_text(json.dumps(report))

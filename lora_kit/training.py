@@ -24,6 +24,7 @@ from lora_kit.loss import diffusion_loss, logged_loss, micro_step_seed
 from lora_kit.lr_settings import check_warmup
 from lora_kit.models import check_base_model, load_models, speed_up
 from lora_kit.optimizers import make_optimizer
+from lora_kit.output.base_model import base_identity
 from lora_kit.output.checkpoints import write_checkpoint
 from lora_kit.output.finite import FiniteCheck
 from lora_kit.output.folder import VALIDATION, OutputFolder, check_output
@@ -119,6 +120,7 @@ def _train(config, accelerator, output, stop, step_made, progress, on_ready, on_
     # the UNet, frozen, and its LoRA. Loading draws nothing; from here on each draw of the global generators has its place
     models = load_models(config, dtype, ("unet", "noise_scheduler"))
     unet, noise_scheduler = models.unet.to(accelerator.device), models.noise_scheduler
+    base = base_identity(config) if main else {}
     if config.channels_last:
         unet.to(memory_format=torch.channels_last)
     # without a seed the processes of diffusers' script draw differently
@@ -150,6 +152,7 @@ def _train(config, accelerator, output, stop, step_made, progress, on_ready, on_
         simple = {name: value for name, value in asdict(config).items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("text2image-fine-tune", config=simple)
     accelerator.wait_for_everyone()
+    step_made()
     if on_ready:
         on_ready(accelerator.unwrap_model(unet))
 
@@ -201,7 +204,7 @@ def _train(config, accelerator, output, stop, step_made, progress, on_ready, on_
             step_made()
             if update % config.checkpointing_steps == 0 or signal:
                 about = dict(num_examples=steps.num_examples, data=pictures.identity, finite=finite.weights(update))
-                about |= dict(loss=loss_value, next_learning_rate=float(optimizer.param_groups[0]["lr"]))
+                about |= dict(base=base, loss=loss_value, next_learning_rate=float(optimizer.param_groups[0]["lr"]))
                 write_checkpoint(accelerator, output.path, config, update, about)
             if signal and update < steps.total_updates:
                 go_on = f"checkpoint-{update} is written: --resume_from_checkpoint latest continues from there"

@@ -134,7 +134,7 @@ TRACKERS = [  # report_to, whether it is refused, words
     (
         "tensorboard",
         False,
-        "warning: report_to 'tensorboard' is not installed: only metrics.jsonl is written; `pip install",
+        "report_to 'tensorboard' is not installed: only metrics.jsonl is written; `pip install",
     ),
     ("mlflow", False, ""),
     ("own", False, ""),

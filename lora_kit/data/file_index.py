@@ -45,7 +45,7 @@ class FileIndex:
                 digest = file_digest(path)
                 self._learn(path, state, digest, checked)
             found[self._name(path)] = digest
-            self.states[self._name(path)] = state
+            self.states[self._name(path)] = state, digest
         for name in self.known.keys() - found.keys():
             del self.known[name]
             self.changed = True
@@ -63,12 +63,18 @@ class FileIndex:
             self._learn(path, state, digest, any_kind)
 
     def unchanged(self, name: str) -> bool:
-        """Whether a file is as it was when its digest was asked for; True for any other file."""
-        state = self.states.get(self._name(Path(name)))
+        """Whether a file has the content that it had when its digest was asked for; True for any other file."""
+        path = Path(name)
+        before, digest = self.states.get(self._name(path), (None, None))
         try:
-            return state is None or state == _state(Path(name))
+            now = before and _state(path)
+            if now != before:  # perhaps only its permissions or the number of its links
+                if file_digest(path) != digest:
+                    return False
+                self.states[self._name(path)] = now, digest
         except OSError:
             return False
+        return True
 
     def keep(self) -> None:
         """Write what is new. On a full disk everything is read again the next time."""

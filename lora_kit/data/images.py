@@ -4,7 +4,6 @@ Columns follow diffusers' examples/text_to_image/train_text_to_image_lora.py.
 """
 
 import glob
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -155,13 +154,13 @@ def _all_in_train(folder, splits, config):
     """Whether each picture of a folder that dataset_name names ought to be in its split "train"."""
     metadata = [path for path in visible_files(folder) if path.name in METADATA]
     narrowed = config.train_data_dir or (folder / "README.md").exists()  # which may say what belongs to the data
+    narrowed = narrowed or (folder / "train").exists()  # which then is the whole split
     return len(metadata) == 1 and list(splits) == ["train"] and not narrowed
 
 
-def downloads_of(info: Any) -> list[list[Any]]:
-    """[[name, size, digest or None]] of the files that were downloaded, whichever commit they came with."""
-    files = sorted((info.download_checksums or {}).items())
-    return [[re.sub("@[0-9a-f]{40}/", "/", name), *about.values()] for name, about in files]
+def downloads_of(info: Any) -> list[Any]:
+    """[bytes that were downloaded, [name, number of rows] of each split], whichever commit they came with."""
+    return [info.download_size, sorted([name, split.num_examples] for name, split in (info.splits or {}).items())]
 
 
 def _hub_cause(error):

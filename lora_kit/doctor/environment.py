@@ -141,7 +141,9 @@ def _of_file(config):
     path, settings, _ = accelerate_file()
     if settings is None:
         return []
-    kind, backend = settings.distributed_type.value, settings.dynamo_config.get("dynamo_backend", "no")
+    # without quotes YAML takes NO for False
+    kind = str(getattr(settings.distributed_type, "value", settings.distributed_type) or "NO")
+    backend = str((settings.dynamo_config or {}).get("dynamo_backend") or "no")
     said = []
     if kind in OTHER_TYPES or getattr(settings, "parallelism_config", None):
         what = f"distributed_type {kind}" if kind in OTHER_TYPES else "a parallelism_config"

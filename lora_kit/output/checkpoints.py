@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.config import TrainingConfig
-from lora_kit.output.base_model import base_identity
 from lora_kit.system.files import (
     NotWritten,
     file_digest,
@@ -134,7 +133,7 @@ def write_checkpoint(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             world = dict(num_processes=accelerator.num_processes, mixed_precision=accelerator.mixed_precision)
-            seal(part, config, update=update, **world, base=base_identity(config), **about)
+            seal(part, config, update=update, **world, **about)
             if final.exists() or final.is_symlink():
                 remove(final)
             put_in_place(part, final)

@@ -136,7 +136,7 @@ def check_resumed(
     if not refusals and (others := exchanged(record["base"], base_identity(config)) if record.get("base") else []):
         refusals = [
             f"unet/{others[0]} of pretrained_model_name_or_path {config.pretrained_model_name_or_path!r} is not that of the run that "
-            "wrote it: the LoRA belongs to that base model"
+            "wrote it: the LoRA belongs to that base model; give a folder with the model as it was then"
         ]
     if refusals:
         raise ValueError(f"{folder} can't be resumed: {'; '.join(refusals)}")

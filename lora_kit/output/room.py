@@ -98,9 +98,11 @@ def check_room(config: TrainingConfig, steps: Steps, first_update: int = 0) -> t
     figures, where not even the LoRA and one checkpoint do. (None, None) for a base model that can't be described: it is left to
     whoever loads it."""
     try:
-        about = describe_unet(config)
-        unet = _lora_unet(json.dumps(about), config.rank, config.target_modules, config.lora_alpha)
+        about = json.dumps(describe_unet(config))
     except Exception:  # of each library its own
+        return None, None
+    unet = _lora_unet(about, config.rank, config.target_modules, config.lora_alpha)
+    if unet is None:
         return None, None
     needed = room(config, unet, steps, first_update)
     problem = room_problem(config, needed, first_update)
@@ -114,11 +116,15 @@ def check_room(config: TrainingConfig, steps: Steps, first_update: int = 0) -> t
 
 @lru_cache(maxsize=4)  # of one notebook's runs most have the same
 def _lora_unet(about, rank, target_modules, lora_alpha):
-    """The UNet that unet/config.json describes, with its LoRA, on the meta device: it takes no memory, and draws nothing."""
+    """The UNet that unet/config.json describes, with its LoRA, on the meta device: it takes no memory, and draws nothing. None
+    where that is no UNet."""
     import torch
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(json.loads(about))
+        try:
+            unet = UNet2DConditionModel.from_config(json.loads(about))
+        except Exception:  # whatever its parts raise
+            return None
         add_lora(unet, rank, target_modules, lora_alpha)
     return unet

@@ -24,10 +24,14 @@ def first_of_machine(accelerator: Any, what: str, silence: float) -> Iterator[No
     turn = _Turn(distributed_c10d._get_default_store(), accelerator, what, silence)
     first = accelerator.process_index - accelerator.local_process_index
     with turn.alive():
-        if not accelerator.is_local_main_process:
-            turn.wait_for(first, tells=accelerator.local_process_index == 1)
-        yield
-        turn.store.set(turn.key(accelerator.process_index, "done"), "yes")
+        try:
+            if not accelerator.is_local_main_process:
+                turn.wait_for(first, tells=accelerator.local_process_index == 1)
+            yield
+        except BaseException:
+            turn.sign("failed")
+            raise
+        turn.sign("done")
         for other in range(accelerator.num_processes):
             turn.wait_for(other, tells=accelerator.is_local_main_process)
 
@@ -41,6 +45,10 @@ class _Turn:
 
     def key(self, rank, sign):
         return f"{self.what} {self.number}: {rank} {sign}"
+
+    def sign(self, what):
+        with contextlib.suppress(RuntimeError):  # a store that is gone
+            self.store.set(self.key(self.rank, what), "yes")
 
     @contextlib.contextmanager
     def alive(self):
@@ -63,6 +71,10 @@ class _Turn:
         signs, seen = None, 0.0
         began = told = time.monotonic()
         while not self.store.check([self.key(rank, "done")]):
+            if self.store.check([self.key(rank, "failed")]):
+                raise ConnectionError(
+                    f"{self.what}: connection closed by peer: process {rank} failed; see what it said"
+                )
             now = time.monotonic()
             before, signs = signs, self.store.add(self.key(rank, "lives"), 0)
             if signs != before:

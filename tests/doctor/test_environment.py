@@ -95,6 +95,7 @@ OF_FILE = [  # lines of accelerate's file, whether there is a GPU, words
         "has use_cpu: `accelerate launch` leaves the GPU idle, lora_kit.training and lora_kit.launch don't",
     ),
     ("use_cpu: true\n", False, ""),
+    ("distributed_type: NO\ndynamo_config: {dynamo_backend: no}\n", False, ""),
     ("distributed_type: MULTI_GPU\nnum_processes: 2\n", True, ""),
 ]
 

@@ -75,6 +75,21 @@ def test_who_is_dead_is_given_up(store):
     assert threading.active_count() == threads
 
 
+def test_who_fails_is_not_waited_for(store):
+    """Of four on two machines: process 0 fails, and so all the others end at once."""
+
+    def run(rank):
+        with first_of_machine(process(rank, 4), "reading", 600):
+            if rank == 0:
+                raise ValueError("broken on purpose")
+
+    with ThreadPoolExecutor(4) as pool:
+        failures = [future.exception() for future in [pool.submit(run, rank) for rank in range(4)]]
+    assert str(failures[0]) == "broken on purpose"
+    assert all(isinstance(failure, ConnectionError) for failure in failures[1:])
+    assert str(failures[1]) == "reading: connection closed by peer: process 0 failed; see what it said"
+
+
 def test_one_process_waits_for_nobody(monkeypatch):
     monkeypatch.setattr(distributed_c10d, "_get_default_store", lambda: pytest.fail("there is no store"))
     with first_of_machine(process(0, 1), "reading", SILENCE):
