@@ -165,6 +165,7 @@ def test_train(one_thread):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # the browser's tests stop a run too
 def test_stop(one_thread):
     runs = explorer().runs
     runs.length.value = 400

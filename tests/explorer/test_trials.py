@@ -79,6 +79,8 @@ def trial(finished, name):
     return finished[0][-1]["trials"][name]
 
 
+@pytest.mark.slow
+@pytest.mark.long  # notebook 06 makes one too
 def test_a_range_test(tmp_path):
     rules = rising_step_rules(6, 1e-3)
     settings = {

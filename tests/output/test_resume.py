@@ -82,13 +82,17 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+LONG = [pytest.param(kind, marks=pytest.mark.long) if kind == "no cache" else kind for kind in KINDS]
+
+
+@pytest.fixture(scope="module", params=LONG)
 def whole(request, tmp_path_factory, pictures):
     folder = tmp_path_factory.mktemp("whole") / "run"
     run(folder, pictures, **KINDS[request.param])
     return folder, KINDS[request.param]
 
 
+@pytest.mark.slow
 def test_going_on_after_any_update_equals_never_stopping(whole, pictures, tmp_path):
     folder, settings = whole
     wanted, lines = digests(folder), updates(folder)
