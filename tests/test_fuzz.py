@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from lora_kit.config import FIELDS, LR_SCHEDULERS, kind_of, quiet_config
@@ -51,6 +51,7 @@ def is_sound(findings):
 
 @some
 @given(st.dictionaries(NAMES.filter(lambda name: name != "output_dir"), ANYTHING, max_size=4), COUNT, st.integers(1, 8))
+@example({"": None}, 1, 1)
 def test_the_doctor_raises_nothing(values, num_examples, num_processes):
     assert is_sound(examine({"style": "outlined", "learning_rate": 1e-3} | values, num_processes, num_examples))
 

@@ -136,7 +136,7 @@ def _wrong_setting(settings, message):
     value = first if first in FIELDS else message.split(":")[0]
     if named:  # the value of an unknown name doesn't matter, and it may be a token
         kind = kind_of(named[0])[0] if named[0] in FIELDS else Secret
-        value = named[0] if kind is Secret else f"{named[0]} {shown(settings[named[0]])}"
+        value = (named[0] or "''") if kind is Secret else f"{named[0]} {shown(settings[named[0]])}"
     return SETTINGS.error(value, message, "`python -m lora_kit.training --help` says what each flag takes")
 
 
