@@ -25,7 +25,7 @@ from lora_kit.config import TrainingConfig
 from lora_kit.system.checks import whole_number
 from lora_kit.system.devices import available_devices
 from lora_kit.system.elastic import elastic_launcher, launch_folder, nothing_printed, start_one
-from lora_kit.system.imports import quiet_imports
+from lora_kit.system.imports import import_early
 from lora_kit.system.kernel import (
     LaunchError,
     PortTaken,
@@ -68,7 +68,6 @@ def launch(
     where a process failed, with the exception of the one that failed first; KeyboardInterrupt when interrupted.
     In a notebook `with LiveMetrics(...)` around it draws the run meanwhile.
     """
-    quiet_imports()
     devices, kind = available_devices()
     num_processes = num_processes if num_processes is not None else devices or 2
     for name, value, low in (
@@ -92,6 +91,7 @@ def launch(
     expected = (1 if reason else num_processes) * num_machines
     if reason and num_processes > 1:
         print(f"{reason}; num_processes {num_processes} is not used.")
+    import_early(expected)
     if expected > 1:
         check_kernel(kind)
         check_port(port, num_machines, machine_rank)

@@ -21,6 +21,7 @@ import pytest
 from lora_kit.output.metrics import METRICS
 from lora_kit.system.devices import available_devices
 from lora_kit.system.files import file_digest
+from lora_kit.system.imports import OF_EVERY_RUN
 
 CPU_ONLY = pytest.mark.skipif(
     available_devices()[0] > 0, reason="two gloo processes need a machine without accelerator"
@@ -81,13 +82,8 @@ def full_disk(largest):
 # Of a short run nearly all is importing. So one process imports everything, and each program is a fork of it.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    [
-        "lora_kit.training", "lora_kit.launch", "accelerate", "datasets", "diffusers.optimization", "diffusers.utils",
-        "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl", "peft",
-        "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip", "safetensors.torch",
-        "diffusers.schedulers.scheduling_ddpm", "torch.distributed.launcher.api", "tqdm", "PIL.Image",
-    ]
-)  # fmt: skip
+    ["lora_kit.training", "lora_kit.launch", *OF_EVERY_RUN, "torch.distributed.launcher.api", "tqdm"]
+)
 
 
 def _mount(folder, size):

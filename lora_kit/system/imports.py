@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
+from lora_kit.system.devices import available_devices
 from lora_kit.system.files import reason
 
 NEEDED = {  # a setting, the module that it needs, and what to do where that can't be had
@@ -42,6 +43,25 @@ def quiet_imports() -> None:
         logger = logging.getLogger(name)
         if not any(getattr(item, "words", None) == words for item in logger.filters):
             logger.addFilter(_Without(words))
+
+
+OF_EVERY_RUN = (
+    "accelerate", "accelerate.tracking", "datasets", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.optimization",
+    "diffusers.models.unets.unet_2d_condition", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "diffusers.schedulers.scheduling_ddpm", "diffusers.training_utils", "peft.utils", "safetensors.torch",
+    "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip",
+)  # fmt: skip
+
+
+def import_early(num_processes: int) -> None:
+    """Import what every run imports, before several processes are forked, which then share it; `quiet_imports` in any case.
+
+    Not on a machine with a GPU: peft imports bitsandbytes, which begins to use it, and then no fork could.
+    """
+    quiet_imports()
+    if num_processes > 1 and not available_devices()[0]:
+        for name in OF_EVERY_RUN:
+            import_module(name)
 
 
 class _Without:
