@@ -92,6 +92,8 @@ def judge(command, name, value, plain, with_it):
     if status == "hangs":
         return "hangs", False
     if status not in (0, plain[0]):
+        if command == "accelerate launch" and "lora_kit" not in output:
+            return "ends in accelerate, before the kit", True
         # A cell shows how it came to its error; torchrun adds the way it came to its own.
         sentence = (
             name in output.strip().splitlines()[-1] if command == "notebook" else said and "lora_kit/" not in output
