@@ -36,6 +36,7 @@ from lora_kit.output.lora_file import LORA
 from lora_kit.output.metrics import METRICS
 from lora_kit.schedules import applied_learning_rates
 from lora_kit.steps import Steps
+from lora_kit.system.checks import whole_number
 from lora_kit.system.elastic import nothing_printed
 from lora_kit.system.signals import Interrupted
 
@@ -513,18 +514,22 @@ def test_first_failure_that_is_no_disconnect(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "lines"), [(ValueError("no such"), 1), (OSError("full"), 1), (RuntimeError("odd"), 8)]
+    ("error", "lines"), [(None, 1), (ValueError("no such"), 8), (OSError("full"), 8), (RuntimeError("odd"), 8)]
 )
 def test_where_it_failed_is_shown_only_of_what_does_not_explain_itself(error, lines, monkeypatch, tmp_path):
+    """None: the kit's own error, which it raises itself."""
+
     def fails(*arguments, **options):
-        raise error
+        if error:
+            raise error
+        whole_number("rank", 0)
 
     monkeypatch.setattr("lora_kit.launch.train", fails)
     monkeypatch.setattr("lora_kit.launch._parent", {})
-    with pytest.raises(type(error)):
+    with pytest.raises(Exception) as raised:
         _worker(config(tmp_path), tmp_path, 1, False)
-    said = _explain(error, tmp_path, 1).splitlines()
-    assert said[0] == f"process 0 failed first: {type(error).__name__}: {error}" and len(said) == lines
+    said = _explain(raised.value, tmp_path, 1).splitlines()
+    assert said[0] == f"process 0 failed first: {raised.type.__name__}: {raised.value}" and len(said) == lines
 
 
 def test_another_thread_may_still_print_when_the_block_ends(capsys):

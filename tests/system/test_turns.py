@@ -66,12 +66,12 @@ def test_a_second_turn_is_another(store):
     assert order == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def test_who_is_dead_is_given_up(store):
+@pytest.mark.parametrize(("rank", "other"), [(1, 0), (0, 1)])  # neither the first of its machine nor the other is there
+def test_who_is_dead_is_given_up(rank, other, store):
     threads = threading.active_count()
-    for rank, other in ((1, 0), (0, 1)):  # neither the first of its machine nor the other is there
-        with pytest.raises(TimeoutError, match=f"reading: process {other} gave no sign of life for 0.4 s"):
-            with first_of_machine(process(rank, 2), "reading", SILENCE):
-                pass
+    with pytest.raises(TimeoutError, match=f"reading: process {other} gave no sign of life for 0.4 s"):
+        with first_of_machine(process(rank, 2), "reading", SILENCE):
+            pass
     assert threading.active_count() == threads
 
 
