@@ -16,7 +16,7 @@ def data_identity(config: TrainingConfig, images: CaptionedImages | None = None,
     """A text that is the same for the same data and another for others, whatever their folder is called.
 
     A style is known by the packages that draw it, a local folder by names and content of its files, and a data set of the Hub,
-    whose `images` are needed, by its captions and by what was downloaded. index: of the local folder, if there is one already.
+    whose `images` are needed, by its captions and by how much was downloaded. index: of the local folder, if there is one already.
     """
     if config.style is not None:
         return json_digest([STYLES[config.style], [version(package) for package in STYLE_PACKAGES]])

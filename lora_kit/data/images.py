@@ -37,8 +37,8 @@ class CaptionedImages:
     pictures: a list of PIL pictures, or a data set of one column whose pictures are read when they are asked for.
     captions: for each a text, or a list of texts that all fit. names: what messages call each, such as its file.
     fingerprint: a text that changes when the data do, where their maker has one. as_seen: whether pictures become RGB by
-    `data.pictures.as_seen_in_rgb`, else by PIL's own way, as in diffusers' script. downloads: name, size and digest of the files
-    that the Hub gave, as far as they are known.
+    `data.pictures.as_seen_in_rgb`, else by PIL's own way, as in diffusers' script. downloads: what is known of the files that
+    the Hub gave (`downloads_of`).
     """
 
     def __init__(

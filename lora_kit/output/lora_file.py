@@ -48,8 +48,9 @@ def sort_metadata(path: Path) -> None:
         header = json.loads(file.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        file.seek(8)
-        file.write(text.ljust(size))
+        if len(text) <= size:  # else it would run into the numbers
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def rescue(save: Callable[[Path], str], output_dir: Path) -> str | None:
