@@ -29,7 +29,8 @@ def base_identity(config: TrainingConfig) -> dict[str, str]:
             for name, blob in stored.items()
             if blob.parent.name == "blobs" and len(blob.name) == SHA_256
         }
-        own = {name: value for name, value in sorted(about.items()) if not name.startswith("_")}  # not diffusers' version
+        # without diffusers' version and the name
+        own = {name: value for name, value in sorted(about.items()) if not name.startswith("_")}
         read = FileIndex(folder).digests([path for path in loaded if path.name not in named])
         return {"config.json": json_digest(own), **named, **dict(read)}
     except (OSError, ValueError, AttributeError):  # AttributeError: a description that is no mapping
