@@ -267,6 +267,7 @@ def themed(front_end, page, dark):
         page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
         page.wait_for_function("dark => document.body.dataset.jpThemeLight === String(!dark)", arg=dark)
         page.wait_for_function(PAINTED, arg=dark)
+        page.locator("#jupyterlab-splash").wait_for(state="detached")  # it dims the page while the theme changes
         return
     front_end.visit(page)
     if dark:
