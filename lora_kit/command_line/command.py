@@ -120,7 +120,8 @@ def _read_words(words: Sequence[str], index: int, gpus: str | None) -> Reading:
         if program != SCRIPT_FILE:
             sentences += [SDXL_RATES if sdxl else f"{program} is read as if it were {SCRIPT_FILE}"]
     trainer = "diffusers_sdxl" if sdxl else None
-    return Reading(settings, processes, getattr(own, "num_examples", None), tuple(sentences), trainer)
+    other = program if program.endswith(".py") and program not in (SCRIPT_FILE, SDXL_FILE) else None
+    return Reading(settings, processes, getattr(own, "num_examples", None), tuple(sentences), trainer, other)
 
 
 def _whole_flags(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], list[str]]:

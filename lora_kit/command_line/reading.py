@@ -27,7 +27,8 @@ class Reading:
 
     settings: fields of `TrainingConfig` by name, not checked. num_processes: over all machines. num_examples: the pictures, or
     None where the text doesn't say. sentences: what is to be known about the reading. trainer: whose command it is, a key of
-    `lora_kit.trainers.known.TRAINERS`; None for this kit and diffusers' script, whose rates are the same.
+    `lora_kit.trainers.known.TRAINERS`; None for this kit and diffusers' script, whose rates are the same. script: another
+    program, of whose rates nothing is known here; else None.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class Reading:
     num_examples: int | None = None
     sentences: tuple[str, ...] = ()
     trainer: str | None = None
+    script: str | None = None
 
 
 def checked_numbers(reading: Reading) -> Reading:

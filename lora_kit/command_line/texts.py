@@ -98,11 +98,9 @@ def _yaml(record):
     return next(text for text in texts if not YAML_BREAKS.search(text))
 
 
-def _diffusers_line(config, num_processes):
-    always = ("pretrained_model_name_or_path", "learning_rate")
-    changes = {name: getattr(config, name) for name in always} | config.changes(SCRIPT)
-    lost = {name: changes.pop(name) for name in OWN_SETTINGS if name in changes}
-    notes = [f"no flag in diffusers' script: {shlex.join(flag_words(lost))}"] if lost else []
+def script_lacks(config: TrainingConfig) -> list[str]:
+    """What diffusers' script would need to run this, in words; empty where it can run it."""
+    notes = []
     if config.pretrained_model_name_or_path == "embedded":
         notes.append("the embedded model is lora_kit's own: give a model of the Hub")
     if config.style:
@@ -110,6 +108,15 @@ def _diffusers_line(config, num_processes):
     for name in ("image_column", "caption_column"):
         if getattr(config, name) is None:
             notes.append(f"--{name}= is none here; the script wants the name of a column")
+    return notes
+
+
+def _diffusers_line(config, num_processes):
+    always = ("pretrained_model_name_or_path", "learning_rate")
+    changes = {name: getattr(config, name) for name in always} | config.changes(SCRIPT)
+    lost = {name: changes.pop(name) for name in OWN_SETTINGS if name in changes}
+    notes = [f"no flag in diffusers' script: {shlex.join(flag_words(lost))}"] if lost else []
+    notes += script_lacks(config)
     launcher = ["accelerate", "launch", *(["--multi_gpu"] if num_processes > 1 else [])]
     line = shlex.join([*launcher, "--num_processes", str(num_processes), SCRIPT_FILE, *flag_words(changes)])
     return "\n".join([*(f"# {' '.join(note.split())}" for note in notes), line])

@@ -56,7 +56,7 @@ def svg_learning_rates(
         ]
     parts += frame.axes(AXES[axis], "learning rate")
     names, height = legend(labels, 302)
-    return svg("Learning rate as applied", _rates_in_words(summary, shown), [*parts, *names], height)
+    return svg(f"Learning rate {run['label']}", _rates_in_words(summary, shown), [*parts, *names], height)
 
 
 def shown_curves(

@@ -16,6 +16,7 @@ from lora_kit.steps import AXES, Steps
 from lora_kit.trainers.known import TRAINERS, trainer_rates
 
 SAMPLES = 400
+AS_APPLIED = "as applied"  # the label of a run's own curve
 
 
 def sample_updates(config: TrainingConfig, steps: Steps, cursor: int | None = None) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.explorer.charts import html_heat_map, svg_learning_rates, svg_lines, svg_memory
+from lora_kit.explorer.curves import AS_APPLIED
 from lora_kit.explorer.svg import megabytes
 from lora_kit.system.html import Html, html_table, page
 from lora_kit.system.looks import COLOURS, SIGNS
@@ -31,12 +32,38 @@ def linked(text: str) -> str:
     )  # fmt: skip
 
 
-def hint_html(refusal: str | None = None, ignored: str = "") -> str:
-    """What stands under a knob: why what was typed was not taken, or why the knob does nothing here; "" for neither."""
-    if not refusal and not ignored:
-        return ""
-    words = f"<b>{SIGNS['error']} {html.escape(refusal)}</b>" if refusal else f"<i>{html.escape(ignored)}</i>"
-    return f'<div role="status" style="text-align: right; line-height: 1.4; white-space: normal">{words}</div>'
+def hint_html(refusal: str | None = None) -> str:
+    """What stands under a knob: why what it was given was not taken; "" where nothing was refused."""
+    words = f"<b>{SIGNS['error']} {html.escape(refusal)}</b>" if refusal else ""
+    return f'<div style="text-align: right; line-height: 1.4; white-space: normal">{words}</div>' if words else ""
+
+
+def answer_html(summary: Mapping[str, Any]) -> str:
+    """The run in a line: its peak and where, how long it is, and how many problems the doctor sees."""
+    wrong = sum(finding["status"] != "fine" for finding in summary["findings"]) or len(summary["errors"])
+    problems = f"<b>{counted(wrong, 'problem')}</b>" if wrong else "no problem"
+    if not summary["curves"]:
+        return page(f"nothing to draw · {problems}")
+    run, rates = summary["curves"][0], summary["rates"]
+    top = max(rates)
+    parts = [
+        f"peak <b>{top:.3g}</b> at update <b>{summary['updates'][rates.index(top)]:,}</b>",
+        f"<b>{counted(summary['total_updates'], 'update')}</b>",
+        f"<b>{counted(run['ends']['epochs'], 'epoch')}</b>",
+        problems,
+    ]
+    own = "" if run["label"] == AS_APPLIED else f"{html.escape(run['label'])}: "
+    return page(own + " · ".join(parts))
+
+
+def counted(number: float, thing: str) -> str:
+    """A number of things in words, with at most two digits after the point.
+
+    >>> counted(1200, "update"), counted(1, "epoch"), counted(12.3456, "epoch")
+    ('1,200 updates', '1 epoch', '12.35 epochs')
+    """
+    digits = f"{number:,.2f}".rstrip("0").rstrip(".")
+    return f"{digits} {thing}{'' if digits == '1' else 's'}"
 
 
 def notes_html(summary: Mapping[str, Any]) -> str:
@@ -105,11 +132,16 @@ def memory_html(memory: Mapping[str, Any] | None, use_8bit_adam: bool = False) -
     return page(svg_memory(memory, use_8bit_adam), f"<div>{words}</div>", shapes)
 
 
-def command_html(summary: Mapping[str, Any], kind: str) -> str:
-    """The text to copy; a click selects all of it. A line never ends within a flag. kind: a key of `summary["commands"]`."""
-    if not summary["commands"]:
+def command_html(commands: Mapping[str, str], kind: str, lacks: Sequence[str] = ()) -> str:
+    """The text to copy; a click selects all of it. A line never ends within a flag. Where there is none, why.
+
+    commands: those of a summary that can run. kind: the one that is shown. lacks: what diffusers' script would need for this run.
+    """
+    if not commands:
         return page("No command while there is an error: it would stop with it.")
-    text = html.escape(summary["commands"][kind])
+    if kind not in commands:
+        return page(f"diffusers' script can't run this: {html.escape('; '.join(lacks))}.")
+    text = html.escape(commands[kind])
     if kind in ("accelerate", "diffusers"):
         flag = r"(?<!\S)--\w+(?: (?!-)\S{1,30}(?!\S))?"
         text = re.sub(flag, r'<span style="white-space: nowrap">\g<0></span>', text)

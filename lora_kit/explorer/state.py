@@ -10,10 +10,12 @@ from lora_kit.explorer.presets import PRESETS
 from lora_kit.explorer.summary import summarize
 from lora_kit.system.checks import whole_number
 
-START = dict(learning_rate=1e-3, lr_scheduler="cosine", train_batch_size=4, num_train_epochs=12)
+FIRST = "embedded model (notebook 05)"  # the preset that the explorer begins with
+START, PICTURES = dict(read(PRESETS[FIRST].text).settings), PRESETS[FIRST].num_examples
 RULES = "1:100,0.1:200,0.01"  # what piecewise_constant begins with
 COUNTS = ("num_examples", "num_processes")  # no settings of `TrainingConfig`, but turned like them
 PINS = 3
+AS_IF = "as lora_kit would apply it"  # where the words are another script's, whose schedule is its own
 PASTED = "what was pasted"
 REFUSED = (TypeError, ValueError, ArithmeticError, RecursionError)  # what a value or a text that can't be raises
 
@@ -25,9 +27,10 @@ class State:
     settings: a dict of `TrainingConfig` fields, each checked by itself; a style is made up where no data set is named.
     axis: a key of `lora_kit.steps.AXES`. log: whether rates are drawn on a logarithmic scale. cursor: the update whose rates
     are read; left out, the middle of the run. trainers: keys of `TRAINERS`. pinned: (label, curve), `PINS` at most.
-    started: the preset, or `PASTED`, as long as the settings are still its; else None. script: the trainer whose command was
-    taken, a key of `TRAINERS`: its curve is drawn, and the run's says that it is lora_kit's; else None. summary: what
-    `summarize` says. draft: the settings with the defaults of all others, whether or not they go together.
+    started: the preset, or `PASTED`, as long as the settings are still its; else None. script: another trainer, a key of
+    `TRAINERS` whose curve is drawn, or another script, whose command was taken: the run's curve says that it is lora_kit's;
+    else None. summary: what `summarize` says. draft: the settings with the defaults of all others, whether or not they go
+    together.
 
     Raises ValueError for a value that no run could have, TypeError for a name that is no setting. A method that raises has
     changed nothing.
@@ -40,7 +43,7 @@ class State:
     """
 
     settings: dict[str, Any]
-    num_examples: int = 400
+    num_examples: int = PICTURES
     num_processes: int = 1
     axis: str = "updates"
     log: bool = False
@@ -96,7 +99,7 @@ class State:
         pictures = next(count for count in counts if count is not None)
         others = (key for key in self.trainers if key not in (self.script, reading.trainer))
         trainers = (*others, *([reading.trainer] if reading.trainer else []))
-        how = dict(trainers=trainers, script=reading.trainer)
+        how = dict(trainers=trainers, script=reading.trainer or reading.script)
         self._become(dict(reading.settings), pictures, reading.num_processes, **how)
         self.started = name
         return sentences
@@ -154,7 +157,7 @@ class State:
         self.settings, self.draft, (self.num_examples, self.num_processes) = settings, draft, counts
         self.trainers, self.script, self.cursor, self.summary = trainers, script, fitting, summary
         if script and summary["curves"]:
-            summary["curves"][0]["label"] = "as lora_kit would apply it"
+            summary["curves"][0]["label"] = AS_IF
 
 
 def describe(settings: Mapping[str, Any], num_processes: int = 1) -> str:

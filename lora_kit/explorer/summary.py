@@ -10,7 +10,7 @@ from lora_kit.command_line.texts import write
 from lora_kit.config import TrainingConfig, check_setting, quiet_config
 from lora_kit.doctor import ERROR, examine_settings
 from lora_kit.doctor.case import plan
-from lora_kit.explorer.curves import run_curve, trainer_curve
+from lora_kit.explorer.curves import AS_APPLIED, run_curve, trainer_curve
 from lora_kit.lr_settings import LR_SCHEDULERS, READ_BY, problem_of
 from lora_kit.steps import Steps
 from lora_kit.system.checks import whole_number
@@ -110,7 +110,7 @@ def _course(settings, num_examples, num_processes, trainers, cursor):
     """The part of a summary that says how the run goes: its steps, curves, optimizer and sentences."""
     run = plan(settings, num_examples, num_processes)
     steps, sentences = run.steps, []
-    curves = [run_curve("as applied", "run", run, cursor)]
+    curves = [run_curve(AS_APPLIED, "run", run, cursor)]
     if steps.num_processes > 1 or steps.gradient_accumulation_steps > 1:
         alone = plan(settings | dict(gradient_accumulation_steps=1), num_examples, 1)
         expected = run_curve("one process, no accumulation", "expected", alone, cursor)
