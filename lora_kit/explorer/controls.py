@@ -152,7 +152,7 @@ LOOKS = {  # what changes no setting
                 "Moves the line in the picture; the rates there stand below it.", 0, 1, 1),
         Control("kind", "as", PANELS["command"], "choice", "The text to copy.",
                 options=tuple((words, name) for name, words in KINDS.items())),
-        Control("trainers", "the same words in", PANELS["notes"], "several",
+        Control("trainers", "trainers (Ctrl and a click adds one, or takes it away)", PANELS["notes"], "several",
                 "What the same words mean to other trainers; several with Ctrl or Shift.",
                 options=tuple((trainer.name, key) for key, trainer in TRAINERS.items())),
     )

@@ -34,8 +34,10 @@ def linked(text: str) -> str:
 
 def hint_html(refusal: str | None = None) -> str:
     """What stands under a knob: why what it was given was not taken; "" where nothing was refused."""
-    words = f"<b>{SIGNS['error']} {html.escape(refusal)}</b>" if refusal else ""
-    return f'<div style="text-align: right; line-height: 1.4; white-space: normal">{words}</div>' if words else ""
+    if not refusal:
+        return ""
+    words = f"<b>{SIGNS['error']} {html.escape(refusal)}</b>"
+    return f'<div role="status" style="text-align: right; line-height: 1.4; white-space: normal">{words}</div>'
 
 
 def answer_html(summary: Mapping[str, Any]) -> str:

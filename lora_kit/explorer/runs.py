@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_kit.explorer.panels import running_html, runs_html
 from lora_kit.explorer.state import State, describe
-from lora_kit.explorer.widgets import BUTTON, NARROW_LABEL, Quiet, heading, labelled
+from lora_kit.explorer.widgets import BUTTON, NARROW_LABEL, Quiet, labelled, titled
 from lora_kit.system.html import page
 
 LOOK_EVERY = 0.3  # seconds
@@ -45,18 +45,16 @@ class Runs:
         self.running, self.singles, self.grid = (ipywidgets.HTML() for _ in range(3))
         self.results = ipywidgets.VBox([self.singles, self.grid])
         row = {"flex_flow": "row wrap"}
-        self.box = ipywidgets.VBox(
-            [
-                heading("Train the embedded model with it"),
-                ipywidgets.HTML(page(ABOUT)),
-                self.length,
-                ipywidgets.HBox([self.train, self.stop, self.clear], layout=row),
-                ipywidgets.HBox([self.rates, self.ranks, self.sweep], layout=row),
-                self.running,
-                self.results,
-            ],
-            layout={"max_width": "1100px"},
+        self.box = titled(
+            "Train the embedded model with it",
+            ipywidgets.HTML(page(ABOUT)),
+            self.length,
+            ipywidgets.HBox([self.train, self.stop, self.clear], layout=row),
+            ipywidgets.HBox([self.rates, self.ranks, self.sweep], layout=row),
+            self.running,
+            self.results,
         )
+        self.box.layout.max_width = "1100px"
 
     def paint(self) -> None:
         """Which buttons can be pressed as the state and the trainings are."""

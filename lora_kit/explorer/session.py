@@ -8,13 +8,13 @@ import html
 from typing import Any
 
 from lora_kit.explorer.address import read_address, to_address
-from lora_kit.explorer.controls import CONTROLS, KINDS, as_meant, for_knob, meaning, written
+from lora_kit.explorer.controls import CONTROLS, KINDS, as_meant, for_knob, meaning
 from lora_kit.explorer.panels import linked
 from lora_kit.explorer.presets import PRESETS
 from lora_kit.explorer.state import FIRST, PICTURES, REFUSED, START, State
 from lora_kit.explorer.view import view_of
 from lora_kit.steps import AXES
-from lora_kit.system.checks import did_you_mean, shown
+from lora_kit.system.checks import checked, did_you_mean, shown
 from lora_kit.system.html import page
 
 
@@ -88,23 +88,22 @@ class Session:
     def look(self, **how: Any) -> None:
         """It is to be looked at otherwise: axis, log, cursor, trainers, as in `State`, and kind."""
         try:
-            for name, known in (("axis", AXES), ("kind", KINDS), ("log", (True, False))):
+            for name, known in (("axis", AXES), ("kind", KINDS)):
                 if name in how and how[name] not in known:
-                    raise ValueError(
-                        f"{name} {shown(how[name])} is unknown; it must be one of {', '.join(map(str, known))}"
-                    )
+                    raise ValueError(f"{name} {shown(how[name])} is unknown; it must be one of {', '.join(known)}")
+            checked("log", how.get("log", False), bool)
             if unknown := how.keys() - {"axis", "kind", "log", "cursor", "trainers"}:
                 raise ValueError(f"{shown(min(unknown))} is nothing that it can be looked at by")
-            self.kind = how.pop("kind", self.kind)
+            kind = how.pop("kind", self.kind)
             self.state.look(**how | ({"trainers": tuple(how["trainers"])} if "trainers" in how else {}))
+            self.kind = kind
         except REFUSED as error:
-            self.reply = page(f"<b>✗</b> {html.escape(str(error))}")
+            self._cross(error)
 
     def take_preset(self, name: str) -> bool:
         """Become a configuration of `PRESETS`; returns whether there is one of that name. "" changes nothing."""
         if name and name not in PRESETS:
-            hint = did_you_mean(name, PRESETS)
-            self.reply = page(f"<b>✗</b> {html.escape(f'preset {shown(name)} is unknown; {hint}')}")
+            self._cross(f"preset {shown(name)} is unknown; {did_you_mean(name, PRESETS, 'choose one of the list')}")
         return name in PRESETS and self._take(lambda: self.state.take_preset(name))
 
     def read(self, text: str) -> bool:
@@ -131,11 +130,16 @@ class Session:
         try:
             change()
         except REFUSED as error:
-            values = self.state.values
-            stays = f": it stays {written(for_knob(name, values)) or 'left out'}" if name in CONTROLS else ""
-            self.refused = {name: f"{error}{stays}"}
+            if name in CONTROLS:
+                stays = CONTROLS[name].said(for_knob(name, self.state.values))
+                self.refused = {name: f"{error}: it stays {stays}"}
+            else:
+                self._cross(error)
         else:
             self._changed(started)
+
+    def _cross(self, refusal):
+        self.reply = page(f"<b>✗</b> {html.escape(str(refusal))}")
 
     def _changed(self, started):
         """What was refused is forgotten; the settings are no longer those of the preset, or of what was pasted."""

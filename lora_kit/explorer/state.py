@@ -26,7 +26,8 @@ class State:
 
     settings: a dict of `TrainingConfig` fields, each checked by itself; a style is made up where no data set is named.
     axis: a key of `lora_kit.steps.AXES`. log: whether rates are drawn on a logarithmic scale. cursor: the update whose rates
-    are read; left out, the middle of the run. trainers: keys of `TRAINERS`. pinned: (label, curve), `PINS` at most.
+    are read; left out, the middle of the run, which it stays until it is moved. trainers: keys of `TRAINERS`. pinned: (label,
+    curve), `PINS` at most.
     started: the preset, or `PASTED`, as long as the settings are still its; else None. script: another trainer, a key of
     `TRAINERS` whose curve is drawn, or another script, whose command was taken: the run's curve says that it is lora_kit's;
     else None. summary: what `summarize` says. draft: the settings with the defaults of all others, whether or not they go
@@ -39,7 +40,7 @@ class State:
     >>> state.turn("max_train_steps", 300)
     True
     >>> state.summary["total_updates"], state.cursor
-    (300, 299)
+    (300, 150)
     """
 
     settings: dict[str, Any]
@@ -83,7 +84,8 @@ class State:
             del settings["lr_step_rules"]
         if vars(TrainingConfig.draft(**settings)) | counts == self.values:
             return False
-        self._become(settings, **counts, cursor=self.cursor)
+        middle = self.summary["total_updates"] // 2
+        self._become(settings, **counts, cursor=None if self.cursor == middle else self.cursor)
         self.started = None
         return True
 

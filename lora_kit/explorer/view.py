@@ -30,7 +30,7 @@ def view_of(state: State, refused: Mapping[str, str], kind: str) -> dict[str, An
     title: of the picture.
     answer: the run in a line, HTML.
     rate: at the cursor, as text; "" without a curve.
-    cursor: {value, max, said}.
+    cursor: {value, max, said}; said goes on after the rate.
     controls: {name: {value, written, said, disabled, hint, low, high, options, chosen}}, the last four where it has them. hint is
     HTML; chosen, the words of the option that a text is, or `OTHER_SET`.
     folded: {name: why it does nothing now}, to be put away; unused: {group: the same as a line of HTML, or ""}.
@@ -42,7 +42,7 @@ def view_of(state: State, refused: Mapping[str, str], kind: str) -> dict[str, An
     """
     summary, total, update = state.summary, state.summary["total_updates"], state.cursor or 0
     rate = f"{summary['rates'][summary['updates'].index(update)]:.3g}" if summary["curves"] else ""
-    said = f"update {update:,} of {total:,}" + (f": the learning rate is {rate}" if rate else "")
+    said = f"is the learning rate at update {update:,} of {total:,}" if rate else "no learning rate"
     folded = {name: reason for name, reason in summary["ignored"].items() if name in CONTROLS}
     change = ", ".join(f"{name} {written(value)}" for name, value in state.change.items())
     lacks = script_lacks(state.draft)

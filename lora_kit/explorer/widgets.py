@@ -10,6 +10,7 @@ from lora_kit.system.looks import COLOURS
 ROW = {"width": "calc(100% - 4px)", "max_width": "34em"}
 COLUMN = {"flex": "1 1 28em", "min_width": "0", "max_width": "680px", "padding": "0 14px 0 0"}
 BUTTON = {"width": "auto", "align_self": "flex-start"}
+SLIDER = {"flex": "1 1 auto", "width": "auto"}
 NARROW_LABEL = {"description_width": "initial"}
 # a curve takes a quarter of the text's colour, so that it stands out on light and dark pages
 LINES = "".join(
@@ -17,12 +18,16 @@ LINES = "".join(
     for colour in COLOURS
     for part in ("stroke", "fill")
 )
-# where the page is narrow tables are broken; where it is as narrow as a phone, a knob's name stands above it, and the pictures'
-# texts are larger
+# a knob has its word, and under it, smaller, the name of its flag; where the page is narrow tables are broken; where it is as
+# narrow as a phone, a knob's name stands above it, and the pictures' texts are larger
 STYLE_SHEET = (
     f"<style>\n{LINES}"
     + """
 .lora-kit {container-type: inline-size}
+.lora-kit-rate {font-size: 2.4em; font-weight: bold; line-height: 1.2; font-variant-numeric: tabular-nums}
+.lora-kit-rows .widget-inline-hbox {height: auto; min-height: 28px; align-items: center}
+.lora-kit-rows .widget-inline-hbox > .widget-label {white-space: pre-line; line-height: 1.15; height: auto; font-size: 11px}
+.lora-kit-rows .widget-inline-hbox > .widget-label::first-line {font-size: 13px}
 .lora-kit-above {flex-wrap: wrap}
 .lora-kit-above > .widget-label {width: 100% !important; text-align: left}
 @container (max-width: 70em) {
@@ -38,8 +43,8 @@ STYLE_SHEET = (
 </style>"""
 )
 # ipywidgets gives the handle of a slider no name, and reads an exponent out where the slider is logarithmic: each handle takes
-# the name beside it, and the number that the slider would show
-SLIDERS_SAID = """(() => {
+# the name beside it, and the number that the slider would show; what answers is read out when it changes
+SLIDERS_SAID = r"""(() => {
 if (window.loraKitSlidersSaid) return;
 window.loraKitSlidersSaid = true;
 let due = false;
@@ -51,9 +56,10 @@ const say = () => {
     if (!handle || !readout) continue;
     const text = readout.textContent, number = Number(text.replace(/[^0-9.e+-]/g, ""));
     set(handle, "role", "slider");
-    set(handle, "aria-label", slider.querySelector(".widget-label").textContent);
+    set(handle, "aria-label", slider.querySelector(".widget-label").textContent.replace("\n", ", "));
     set(handle, "aria-valuetext", Number.isFinite(number) ? String(number) : text);
   }
+  for (const live of document.querySelectorAll(".lora-kit-live")) set(live, "aria-live", "polite");
 };
 const later = () => { if (!due) { due = true; requestAnimationFrame(say); } };
 new MutationObserver(later).observe(document.body, {
@@ -107,8 +113,13 @@ def show(box: Any) -> None:
     display(box, Javascript(SLIDERS_SAID))
 
 
-def heading(text: str) -> Any:
+def heading_html(text: str) -> str:
     """A line in bold above a part of the page."""
+    return page(f'<div role="heading" aria-level="2" style="font-weight: bold; padding-top: 0.6em">{text}</div>')
+
+
+def titled(title: str, *widgets: Any) -> Any:
+    """A part of the page under its heading."""
     import ipywidgets
 
-    return ipywidgets.HTML(page(f'<div style="font-weight: bold; padding-top: 0.6em">{text}</div>'))
+    return ipywidgets.VBox([ipywidgets.HTML(heading_html(title)), *widgets])

@@ -4,6 +4,7 @@ import pytest
 from parsed import attributes, read_html, style, table, texts, words
 
 from lora_kit.explorer.panels import (
+    answer_html,
     command_html,
     findings_html,
     hint_html,
@@ -37,9 +38,32 @@ def test_addresses_are_links_that_show_their_last_part():
 
 def test_hints_under_a_knob():
     look = '<div role="status" style="text-align: right; line-height: 1.4; white-space: normal">'
-    assert hint_html("rank <x>", "idle") == f"{look}<b>✗ rank &lt;x&gt;</b></div>"
-    assert hint_html(None, "only <it> reads it") == f"{look}<i>only &lt;it&gt; reads it</i></div>"
-    assert hint_html() == hint_html("", "") == hint_html(None) == ""
+    assert hint_html("rank <x>") == f"{look}<b>✗ rank &lt;x&gt;</b></div>"
+    assert hint_html() == hint_html("") == hint_html(None) == ""
+
+
+def run(rates, total, epochs, **more):
+    """A summary of a run with these rates."""
+    curve = dict(label="as applied", ends=dict(epochs=epochs))
+    found = dict(
+        updates=list(range(len(rates))), rates=rates, total_updates=total, curves=[curve], findings=[], errors=[]
+    )
+    return found | more
+
+
+def test_the_run_in_a_line():
+    assert words(answer_html(run([0, 1e-3, 5e-4], 1200, 12.0))) == (
+        "peak 0.001 at update 1 · 1,200 updates · 12 epochs · no problem"
+    )
+    assert (
+        words(answer_html(run([1.2345e-5], 1, 0.125)))
+        == "peak 1.23e-05 at update 0 · 1 update · 0.12 epochs · no problem"
+    )
+    findings = [dict(status=status) for status in ("error", "warning", "fine")]
+    assert words(answer_html(run([1.0], 3, 1.0, findings=findings))).endswith(" · 3 updates · 1 epoch · 2 problems")
+    assert words(answer_html(run([], 0, 0, curves=[], errors=["rank"]))) == "nothing to draw · 1 problem"
+    other = dict(label="as <it> would", ends=dict(epochs=2))
+    assert words(answer_html(run([1.0], 2, 2, curves=[other]))).startswith("as <it> would: peak 1 at update 0")
 
 
 def test_notes_of_other_trainers():
@@ -154,13 +178,13 @@ def test_bits_of_a_real_lora():
 
 def test_a_flag_and_its_value_stay_on_one_line():
     line = "accelerate launch --multi_gpu -m lora_kit.training --rank 4 --style 'a <b>' --no_cache"
-    page = command_html(dict(commands=dict(accelerate=line, diffusers=line, python=line, yaml=line)), "accelerate")
+    page = command_html(dict(accelerate=line, diffusers=line, python=line, yaml=line), "accelerate")
     assert words(page) == line
     assert texts(page, "span") == ["--multi_gpu", "--rank 4", "--style 'a", "--no_cache"]
     assert set(attributes(page, "span", "style")) == {"white-space: nowrap"}
     commands = dict(accelerate="a --x 1", diffusers="b --x 1", python="c --x 1", yaml="d --x 1")
     for kind, text in commands.items():
-        page = command_html(dict(commands=commands), kind)
+        page = command_html(commands, kind)
         assert words(page) == text and ("<span" in page) == (kind in ("accelerate", "diffusers"))
         (look,) = attributes(page, "pre", "style")
         assert style(dict(style=look)) == {
@@ -171,19 +195,19 @@ def test_a_flag_and_its_value_stay_on_one_line():
 
 @pytest.mark.parametrize(("value", "together"), [("x" * 30, True), ("x" * 31, False)])
 def test_a_long_value_may_stand_on_a_line_of_its_own(value, together):
-    page = command_html(dict(commands=dict(diffusers=f"a --name {value}")), "diffusers")
+    page = command_html(dict(diffusers=f"a --name {value}"), "diffusers")
     assert texts(page, "span") == [f"--name {value}" if together else "--name"]
 
 
 def test_a_value_that_is_cut_is_not_torn_and_a_flag_within_a_word_is_none():
-    page = command_html(dict(commands=dict(diffusers="a x--rank 4 --a --b 5")), "diffusers")
+    page = command_html(dict(diffusers="a x--rank 4 --a --b 5"), "diffusers")
     assert texts(page, "span") == ["--a", "--b 5"]
 
 
 def test_without_a_command_why():
-    assert (
-        words(command_html(dict(commands={}), "yaml")) == "No command while there is an error: it would stop with it."
-    )
+    assert words(command_html({}, "yaml")) == "No command while there is an error: it would stop with it."
+    lacks = command_html({"yaml": "a"}, "diffusers", ["no <model>", "no data"])
+    assert words(lacks) == "diffusers' script can't run this: no <model>; no data."
 
 
 def trial(state="running", updates=2, total=10, **more):

@@ -5,17 +5,14 @@ import dataclasses
 
 import pytest
 from counting import calls
+from plain import state
 
 from lora_kit.explorer.curves import SAMPLES
 from lora_kit.explorer.presets import PRESETS
-from lora_kit.explorer.state import PASTED, RULES, START, State, describe
+from lora_kit.explorer.state import AS_IF, FIRST, PASTED, PICTURES, RULES, START, State, describe
 
 GUIDE = "diffusers' guide to LoRA"
 PUZZLE = next(name for name in PRESETS if name.startswith("puzzle"))
-
-
-def state(num_examples=400, num_processes=1, **settings):
-    return State(START | settings, num_examples, num_processes)
 
 
 def everything(state):
@@ -29,6 +26,19 @@ def test_the_first_state():
     )
     assert (first.summary["total_updates"], first.cursor, first.started, first.change) == (1200, 600, None, {})
     assert (first.values["rank"], first.values["num_processes"]) == (4, 1)
+
+
+def test_the_explorer_starts_from_the_run_of_notebook_5():
+    first = State(dict(START))
+    assert first.settings == dict(
+        style="outlined", resolution=64, rank=16, target_modules=tuple(START["target_modules"]), learning_rate=2e-3,
+        lr_scheduler="cosine", lr_warmup_steps=20, train_batch_size=8, max_train_steps=200, mixed_precision="no", seed=0,
+    )  # fmt: skip
+    assert (first.num_examples, PICTURES, first.summary["total_updates"], first.cursor) == (399, 399, 200, 100)
+    assert first.summary["errors"] == [] and {finding["status"] for finding in first.summary["findings"]} == {"fine"}
+    preset = State({}, 7)
+    preset.take_preset(FIRST)
+    assert (preset.settings, preset.num_examples, preset.summary) == (first.settings, 399, first.summary)
 
 
 def test_a_data_set_is_made_up_only_where_none_is_named():
@@ -118,6 +128,15 @@ def test_the_cursor_stays_inside_the_run_and_outlives_an_error():
     assert turned.trainers == ("kohya",)
 
 
+def test_the_cursor_stays_in_the_middle_until_it_is_moved():
+    turned = state()
+    turned.turn("num_train_epochs", 2)
+    assert turned.cursor == 100
+    turned.look(cursor=150)
+    turned.turn("num_train_epochs", 12)
+    assert turned.cursor == 150
+
+
 def test_a_paste():
     pasted = state(num_examples=50, rank=64)
     sentences = pasted.take(
@@ -154,6 +173,18 @@ def test_a_paste_of_the_sdxl_script_draws_that_script_s_rates():
     assert pasted.summary["curves"][0]["label"] == run["label"]
     pasted.take(TRAINING)
     assert [curve["label"] for curve in pasted.summary["curves"]] == ["as applied", "kohya sd-scripts"]
+
+
+def test_the_rates_of_a_script_that_is_not_known_are_not_said_to_be_applied():
+    pasted = state()
+    said = pasted.take("accelerate launch sdxl_train_network.py --learning_rate 1e-4 --max_train_steps 100")
+    assert any("sdxl_train_network.py is read as if it were" in sentence for sentence in said)
+    assert pasted.script == "sdxl_train_network.py" and pasted.summary["curves"][0]["label"] == AS_IF
+    pasted.look(trainers=("kohya",))
+    assert [curve["label"] for curve in pasted.summary["curves"]] == [AS_IF, "kohya sd-scripts"]
+    pasted.take("accelerate launch train_text_to_image_lora.py --learning_rate 1e-4 --max_train_steps 100")
+    assert pasted.script is None and pasted.trainers == ("kohya",)
+    assert pasted.summary["curves"][0]["label"] == "as applied"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import threading
 import ipywidgets
 import pytest
 
-from lora_kit.explorer.widgets import Quiet, heading, labelled
+from lora_kit.explorer.widgets import Quiet, heading_html, labelled, titled
 
 
 @pytest.fixture
@@ -77,4 +77,9 @@ def test_a_turn_while_another_thread_paints_is_not_lost(watched):
 def test_looks():
     widget = labelled(ipywidgets.Checkbox, "log", "A sentence.", indent=False)
     assert (widget.description, widget.tooltip, widget.indent) == ("log", "A sentence.", False)
-    assert "Start" in heading("Start").value
+    part = titled("Start", widget)
+    assert (
+        part.children[0].value == heading_html("Start")
+        and ">Start<" in heading_html("Start")
+        and part.children[1] is widget
+    )
