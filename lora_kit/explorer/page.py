@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lora_kit.explorer.controls import BUTTONS, LOOKS, PANELS
-from lora_kit.explorer.knobs import HIDDEN, Knobs, put, widget_of
+from lora_kit.explorer.knobs import HIDDEN, Knobs, widget_of
 from lora_kit.explorer.runs import Runs
 from lora_kit.explorer.session import Session
 from lora_kit.explorer.state import State
