@@ -29,7 +29,7 @@ class Explorer:
         self.session, self.quiet = session, Quiet()
         self.controls = Knobs(self.quiet, self._doing(session.turn), self._doing(session.type))
         self.knobs, self.numbers, self.hints = self.controls.widgets, self.controls.numbers, self.controls.hints
-        self.runs = Runs(session.state, self.quiet)
+        self.runs = Runs(session.state, self.quiet, self._doing(session.turn))
         self.parts = {name: ipywidgets.HTML() for name in ("rate", "answer", "reply", "title", *PANELS)}
         self._make_looks()
         self._make_buttons()

