@@ -26,7 +26,7 @@ STYLE_SHEET = (
 .lora-kit {container-type: inline-size}
 .lora-kit-rate {font-size: 2.4em; font-weight: bold; line-height: 1.2; font-variant-numeric: tabular-nums}
 .lora-kit-rows .widget-inline-hbox {height: auto; align-items: center}
-.lora-kit-rows .widget-inline-hbox > :not(.widget-label) {min-height: 28px; align-content: center}
+.lora-kit-rows .widget-inline-hbox > :not(.widget-label, textarea) {min-height: 28px; align-content: center}
 .lora-kit-rows .widget-inline-hbox > .widget-label, .lora-kit-rows .widget-label-basic span {
   white-space: pre-line; line-height: 1.15; height: auto; font-size: 11px; display: inline-block; vertical-align: middle
 }
