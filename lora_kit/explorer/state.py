@@ -8,6 +8,7 @@ from lora_kit.command_line.texts import read
 from lora_kit.config import DATA_SOURCES, FIELDS, TrainingConfig, kind_of
 from lora_kit.explorer.presets import PRESETS
 from lora_kit.explorer.summary import summarize
+from lora_kit.steps import Steps
 from lora_kit.system.checks import whole_number
 
 FIRST = "embedded model (notebook 05)"  # the preset that the explorer begins with
@@ -151,15 +152,24 @@ class State:
         settings = {name: getattr(draft, name) for name in settings}
         trainers, script = how.get("trainers", self.trainers), how.get("script", self.script)
         counts = whole_number("num_examples", num_examples), whole_number("num_processes", num_processes)
-        summary = summarize(settings, *counts, trainers, cursor)
+        guess = _middle(draft, *counts) if cursor is None else cursor
+        summary = summarize(settings, *counts, trainers, guess)
         total = summary["total_updates"]
-        fitting = total // 2 if cursor is None else min(cursor, total - 1) if total else cursor
-        if fitting != cursor:
+        fitting = (total // 2 if cursor is None else min(cursor, total - 1)) if total else cursor
+        if fitting != guess:
             summary = summarize(settings, *counts, trainers, fitting)
         self.settings, self.draft, (self.num_examples, self.num_processes) = settings, draft, counts
         self.trainers, self.script, self.cursor, self.summary = trainers, script, fitting, summary
         if script and summary["curves"]:
             summary["curves"][0]["label"] = AS_IF
+
+
+def _middle(draft, num_examples, num_processes):
+    """The update in the middle of a run; None where nothing can be counted."""
+    try:
+        return Steps.of(draft, num_examples, num_processes).total_updates // 2
+    except REFUSED:
+        return None
 
 
 def describe(settings: Mapping[str, Any], num_processes: int = 1) -> str:

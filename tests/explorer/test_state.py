@@ -10,6 +10,7 @@ from plain import state
 from lora_kit.explorer.curves import SAMPLES
 from lora_kit.explorer.presets import PRESETS
 from lora_kit.explorer.state import AS_IF, FIRST, PASTED, PICTURES, RULES, START, State, describe
+from lora_kit.explorer.summary import summarize
 
 GUIDE = "diffusers' guide to LoRA"
 PUZZLE = next(name for name in PRESETS if name.startswith("puzzle"))
@@ -135,6 +136,15 @@ def test_the_cursor_stays_in_the_middle_until_it_is_moved():
     turned.look(cursor=150)
     turned.turn("num_train_epochs", 12)
     assert turned.cursor == 150
+
+
+def test_a_turn_is_summed_up_once(monkeypatch):
+    turned, counts = state(), []
+    monkeypatch.setattr("lora_kit.explorer.state.summarize", lambda *given: counts.append(given) or summarize(*given))
+    turned.turn("rank", 8)
+    turned.turn("num_train_epochs", 2)  # the cursor stays in the middle
+    turned.look(cursor=7)
+    assert len(counts) == 3
 
 
 def test_a_paste():
