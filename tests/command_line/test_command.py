@@ -85,10 +85,15 @@ def test_what_is_to_be_known_is_said(text, settings, said):
     assert [sentence.startswith(said) for sentence in reading.sentences] == [True]
 
 
+def test_another_script_is_named_since_its_rates_are_its_own():
+    assert read(RUN.replace(SCRIPT_FILE, "scripts/train_network.py") + " --rank 8").script == "train_network.py"
+    assert read(f"{RUN} --rank 8").script is read("python -m lora_kit.training --rank 8").script is None
+
+
 def test_the_sdxl_script_has_defaults_flags_and_rates_of_its_own():
     run = RUN.replace(SCRIPT_FILE, SDXL_FILE)
     reading = read(f"{run} --dataset_name=d/s --pretrained_vae=v/ae --train_text_encoder --debug_loss --rank 8")
-    assert reading.trainer == "diffusers_sdxl"
+    assert (reading.trainer, reading.script) == ("diffusers_sdxl", None)
     assert reading.settings == dict(
         dataset_name="d/s", rank=8, learning_rate=1e-4, lr_warmup_steps=500, resolution=1024
     )
