@@ -123,7 +123,9 @@ def test_fixed_inputs_of_a_model_that_predicts_noise(models):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pictures": 143}, "pictures 143 is more than the 142 that are held out"),
+        ({"pictures": 143}, "pictures 143 is more than the 142 of the split 'held_out'"),
+        ({"pictures": 400, "split": "lora"}, "pictures 400 is more than the 399 of the split 'lora'"),
+        ({"split": "held out"}, "split 'held out' is unknown; did you mean 'held_out'?"),
         ({"pictures": 0}, "pictures 0 is not a whole number of at least 1"),
         ({"repeats": 1.5}, "repeats 1.5 is not a whole number of at least 1"),
         ({"style": "outline"}, "style 'outline' is unknown; did you mean 'outlined'?"),
