@@ -44,7 +44,7 @@ SETTINGS = {
     "lr_warmup_steps": 0, "mixed_precision": "no", "report_to": "none", "checkpointing_steps": UPDATES[-1] + 1,
 }  # fmt: skip
 VARIED = ("learning_rate", "rank", "lr_scheduler", "targets", "seed")
-QUALITY = 82  # of the packed WebP pictures: all together stay under 8 MB
+QUALITY = 75  # of the packed WebP pictures: all together stay under 8 MB
 LIMIT = 8_000_000  # bytes
 
 
@@ -125,6 +125,12 @@ def beside(images):
     for index, image in enumerate(images):
         strip.paste(image, (index * image.width, 0))
     return strip
+
+
+def opened(path):
+    """The picture of a file, which is closed again."""
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
 
 
 def below(strips):
@@ -222,13 +228,13 @@ def pack(work, folder=FILES):
     stored = {"base": strip_of_base(work / "runs"), "goal": strip_of_goal()}
     for run in runs:
         path = work / "runs" / f"{name_of(run)}.webp"
-        run["sprite"] = path.name if path.exists() else None
+        run["sprite"], run["pictures"] = (path.name if path.exists() else None), 0
         if path.exists():
-            stored[path.stem] = Image.open(path)
+            stored[path.stem] = opened(path)
+            run["pictures"] = stored[path.stem].height // stored["base"].height  # fewer in a run that failed
     for name, picture in stored.items():
         picture.save(folder / f"{name}.webp", "WEBP", quality=QUALITY, method=6)
-    order = [name_of(run) for run in grid()]
-    runs.sort(key=lambda run: (run["seed"], order.index(name_of({**run, "seed": 0}))))
+    runs.sort(key=lambda run: [run[name] for name in reversed(VARIED)])
     made = [run.pop("made_with") for run in runs]
     about = {
         "settings": SETTINGS, "look": LOOK, "threads": 1, **made[0],
@@ -251,7 +257,7 @@ def pack(work, folder=FILES):
 
 def strip_of_base(runs):
     """What the base draws: the first row of any run."""
-    sheet = Image.open(next(runs.glob("*-seed0.webp")))
+    sheet = opened(next(runs.glob("*-seed0.webp")))
     return sheet.crop((0, 0, sheet.width, sheet.width // len(PROMPTS)))
 
 
