@@ -202,7 +202,9 @@ def main():
     def progress(number, record):
         print(f"{number + 1}: {record}", file=sys.stderr, flush=True)
 
-    for sent in SIGNALS[1:]:  # in the background a shell lets its commands ignore some, and what is started inherits that
+    for sent in SIGNALS[
+        1:
+    ]:  # in the background a shell lets its commands ignore some, and what is started inherits that
         signal.signal(sent, signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as folder:
         records = campaign(args.kills, args.work or folder, args.seed, progress)
