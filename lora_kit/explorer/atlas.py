@@ -198,7 +198,7 @@ def _cell(run, place, best, base):
         SIGNS["error"] if loss is None else f"{loss:.2f}" if loss < 10 else f"{loss:.0f}" if loss < 1000 else "&gt;999"
     )
     colour = BLUE if loss is not None and loss <= base else RED
-    share = 1.0 if loss is None else (loss - best) / ((base - best) or 1.0) if loss <= base else loss / base - 1
+    share = 1.0 if loss is None else (loss - best) / ((base - best) or 1.0) if loss <= base else loss / base - 0.7
     red, green, blue = (round(255 + (end - 255) * min(max(share, 0.0), 1.0)) for end in colour)
     ink = "#000000" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18 * 255**2.2 else "#ffffff"
     marks = HERE * here + "★" * (loss is not None and loss == best)
