@@ -139,6 +139,11 @@ def test_what_differs_is_said(folder):
     assert found(folder, 60).differs == ("this is after 60 updates",)
 
 
+def test_a_run_without_pictures_is_never_the_nearest(folder):
+    stored = read_atlas(folder)
+    assert nearest(stored | {"runs": stored["runs"][::-1]}, **START, updates=100).run == RUNS[0]
+
+
 def test_every_schedule_has_its_kind():
     from lora_kit.lr_settings import LR_SCHEDULERS
 
@@ -243,7 +248,10 @@ def test_every_number_of_the_map_can_be_read(folder):
         light = luminance([int(part) for part in re.findall(r"\d+", cell["background"])])
         ink = {"#000000": 0.0, "#ffffff": 1.0}[cell["color"]]
         assert (max(light, ink) + 0.05) / (min(light, ink) + 0.05) >= 4.5, cell
-    assert len(cells) == 60
+    lights = [luminance([int(part) for part in re.findall(r"\d+", cell["background"])]) for cell in cells[::-1]]
+    assert len(cells) == 60 and lights[0] == 1  # white, of the lowest
+    assert lights[:30] == sorted(lights[:30], reverse=True) and lights[30:] == sorted(lights[30:], reverse=True)
+    assert lights[30] < 0.8  # just above the base's loss a cell is clearly no white
 
 
 def test_a_rate_in_few_letters():
