@@ -13,6 +13,7 @@ _HOMES = {
     "config": ("ConfigWarning", "TrainingConfig"),
     "doctor": ("examine",),
     "explorer": ("explorer",),
+    "explorer.atlas": ("atlas",),
     "system.kernel": ("LaunchError",),
     "optimizers": ("expected_state_bytes", "make_optimizer", "state_bytes"),
     "parameters": ("add_lora", "parameter_table", "trainable_parameters"),

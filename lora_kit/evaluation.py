@@ -93,22 +93,23 @@ def gap_closed(base: float, lora: float, target: float) -> float:
 
 
 def fixed_inputs(
-    style: str, models: Models, pictures: int = 16, repeats: int = 2
+    style: str, models: Models, pictures: int = 16, repeats: int = 2, split: str = "held_out"
 ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]":
     """What `fixed_loss` measures on: (noisy, timesteps, hidden, target).
 
     noisy, target: (N, 4, 16, 16). timesteps: (N,). hidden: (N, tokens, width), the captions through the text encoder.
-    style: whose held-out pictures are shown, at 64 pixels. models: `Models` with all but the UNet; the noise scheduler
-    says what the target is, noise or velocity. pictures: how many, evenly spread over the emoji keyboard. repeats: at
-    how many timesteps each is shown; N = pictures * repeats, and the N timesteps are evenly spread as well.
-    Raises ValueError for an unknown style, and for numbers that are not whole, or more pictures than there are.
+    style: whose pictures are shown, at 64 pixels. models: `Models` with all but the UNet; the noise scheduler says what
+    the target is, noise or velocity. pictures: how many, evenly spread over the emoji keyboard. repeats: at how many
+    timesteps each is shown; N = pictures * repeats, and the N timesteps are evenly spread as well. split: "held_out", or
+    "lora" for pictures that are trained on. Raises ValueError for an unknown style or split, and for numbers that are not
+    whole, or more pictures than there are.
     """
     import torch
 
     pictures, repeats = whole_number("pictures", pictures), whole_number("repeats", repeats)
-    if pictures > count_style(style, "held_out"):
-        raise ValueError(f"pictures {pictures} is more than the {count_style(style, 'held_out')} that are held out")
-    records = load_style(style, "held_out", size=SIDE)
+    if pictures > count_style(style, split):
+        raise ValueError(f"pictures {pictures} is more than the {count_style(style, split)} of the split {split!r}")
+    records = load_style(style, split, size=SIDE)
     records = records[:: len(records) // pictures][:pictures]
     images = CaptionedImages(*([record[field] for record in records] for field in ("image", "text", "emoji")))
     config = quiet_config({"style": style, "learning_rate": 1e-3, "resolution": SIDE})

@@ -110,6 +110,15 @@ def test_fixed_inputs_show_held_out_pictures_at_timesteps_that_are_spread(models
     assert errors.max() < 1 / 10**2  # 20 dB each
 
 
+def test_fixed_inputs_of_pictures_that_are_trained_on(models):
+    noisy, _, hidden, _ = fixed_inputs("outlined", models, pictures=3, repeats=1, split="lora")
+    records = load_style("outlined", "lora", size=64)[:267:133]  # 3 of 399
+    ids = models.tokenizer([record["text"] for record in records], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        torch.testing.assert_close(hidden, models.text_encoder(ids)[0], rtol=0, atol=1e-5)
+    assert len(noisy) == len(records) == 3
+
+
 def test_fixed_inputs_of_a_model_that_predicts_noise(models):
     noisy, timesteps, _, velocity = fixed_inputs("outlined", models, pictures=2, repeats=1)
     scheduler = type(models.noise_scheduler).from_config(models.noise_scheduler.config, prediction_type="epsilon")
@@ -123,7 +132,9 @@ def test_fixed_inputs_of_a_model_that_predicts_noise(models):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pictures": 143}, "pictures 143 is more than the 142 that are held out"),
+        ({"pictures": 143}, "pictures 143 is more than the 142 of the split 'held_out'"),
+        ({"pictures": 400, "split": "lora"}, "pictures 400 is more than the 399 of the split 'lora'"),
+        ({"split": "held out"}, "split 'held out' is unknown; did you mean 'held_out'?"),
         ({"pictures": 0}, "pictures 0 is not a whole number of at least 1"),
         ({"repeats": 1.5}, "repeats 1.5 is not a whole number of at least 1"),
         ({"style": "outline"}, "style 'outline' is unknown; did you mean 'outlined'?"),
