@@ -28,7 +28,7 @@ from PIL import Image
 
 from lora_kit.config import quiet_config
 from lora_kit.data.emoji import load_style
-from lora_kit.explorer.knobs import TARGET_SETS
+from lora_kit.explorer.controls import TARGET_SETS
 from lora_kit.system.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,7 +25,8 @@ class Session:
 
     state: what is shown. refused: {name: why what it was given was not taken}, until something is. reply: what became of the
     latest text, as HTML. kind: of the command that is shown, a key of `KINDS`. hidden: names of controls, panels and "train"
-    that a page leaves out. embedded: the panel that it shows alone, or "". The methods raise nothing for what a reader can give:
+    that a page leaves out. embedded: the panel that it shows alone, or "". source: where a page finds the atlas's pictures, an
+    address that ends with "/"; left out, they stand in the text. The methods raise nothing for what a reader can give:
     they say it, and change nothing.
 
     >>> session = Session.start()
@@ -43,6 +44,7 @@ class Session:
     kind: str = "accelerate"
     hidden: tuple[str, ...] = ()
     embedded: str = ""
+    source: str = ""
 
     @classmethod
     def start(cls, num_examples: int = PICTURES, num_processes: int = 1, **settings: Any) -> "Session":
@@ -162,7 +164,7 @@ class Session:
 
         reply: HTML. address: as of `to_address`. hidden: what the page leaves out. embedded: the panel that it shows alone, or "".
         """
-        return view_of(self.state, self.refused, self.kind) | dict(
+        return view_of(self.state, self.refused, self.kind, self.source) | dict(
             reply=self.reply,
             address=to_address(self.state, self.kind, self.hidden, self.embedded),
             hidden=list(self.hidden),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lora_kit.command_line.texts import script_lacks
+from lora_kit.explorer.atlas import atlas_html, map_html
 from lora_kit.explorer.controls import CONTROLS, GROUPS, OTHER_SET, PANELS, for_knob, written
 from lora_kit.explorer.curves import AS_APPLIED
 from lora_kit.explorer.panels import (
@@ -21,10 +22,11 @@ from lora_kit.explorer.state import AS_IF, REFUSED, State
 from lora_kit.system.html import page
 
 
-def view_of(state: State, refused: Mapping[str, str], kind: str) -> dict[str, Any]:
+def view_of(state: State, refused: Mapping[str, str], kind: str, source: str = "") -> dict[str, Any]:
     """Everything that a page shows of a state, as values that JSON can hold.
 
-    refused: {name of a control: why what it was given was not taken}. kind: of the command, a key of `KINDS`. Keys of the dict:
+    refused: {name of a control: why what it was given was not taken}. kind: of the command, a key of `KINDS`. source: where
+    the atlas's pictures are, as of `atlas_html`. Keys of the dict:
 
     title: of the picture.
     answer: the run in a line, HTML.
@@ -54,7 +56,7 @@ def view_of(state: State, refused: Mapping[str, str], kind: str) -> dict[str, An
         controls={name: _control(name, state, refused.get(name), name in folded) for name in CONTROLS},
         folded=folded,
         unused={title: _unused(names, folded) for title, names in GROUPS.items()},
-        panels=_panels(state) | {"command": _drawn(command_html, commands, kind, lacks)},
+        panels=_panels(state, source) | {"command": _drawn(command_html, commands, kind, lacks)},
         commands=commands,
         mend=f"Mend it: {change}" if change else "",
         preset=state.started if state.started in PRESETS else "",
@@ -108,15 +110,18 @@ def _control(name, state, refusal, idle):
     return shown
 
 
-def _panels(state):
+def _panels(state, source):
     """The panels but for the command."""
     summary = state.summary
     cursor = state.cursor if summary["curves"] else None
+    asked = state.values | {"learning_rate": summary["peak"] or state.draft.learning_rate}
+    done = state.cursor or 0
+    done += done == summary["total_updates"] - 1  # the last update has been made where the cursor stands at the end
     return {
         "picture": _drawn(picture_html, summary, state.axis, state.log, cursor, state.pinned),
         "findings": _drawn(findings_html, summary),
-        "atlas": "",
-        "map": "",
+        "atlas": _drawn(atlas_html, asked, done, source),
+        "map": _drawn(map_html, asked, done),
         "notes": _drawn(notes_html, summary),
         "steps": _drawn(steps_html, summary),
         "memory": _drawn(memory_html, summary["memory"], state.values["use_8bit_adam"]),
@@ -127,7 +132,7 @@ def _drawn(make: Callable[..., str], *arguments: Any) -> str:
     """A part of the page; what can't be drawn takes no other part with it."""
     try:
         return make(*arguments)
-    except REFUSED as error:
+    except (*REFUSED, OSError) as error:
         return page(f"<b>✗</b> This can't be drawn: {html.escape(str(error))}")
 
 
