@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_kit.system.files import made_in
+
 if TYPE_CHECKING:
     import torch
 
@@ -71,8 +73,9 @@ class SealedRecords:
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
-            self.path.chmod(0o644)  # it was opened for reading, since all was there
-            number, self.number = self.number, os.open(self.path, os.O_RDWR)
+            with contextlib.suppress(FileNotFoundError):  # gone meanwhile: then it is made anew
+                self.path.chmod(0o644)  # it was opened for reading, since all was there
+            number, self.number = self.number, _open(self.path, self.count * (SEAL + self.size))
             os.close(number)
             written = os.pwrite(self.number, content, offset)
         if written != len(content):
@@ -104,9 +107,8 @@ class SealedRecords:
 
 def _open(path, length):
     """The number of the open file, made as long as that where it is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        number = made_in(path.parent, lambda: os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and path.exists():
             return os.open(path, os.O_RDONLY)  # finished, or another user's

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 STALE_PART_SECONDS = 24 * 3600  # after which a temporary file is taken for one that a killed process left
+REMOVALS = 10  # of a folder by other processes, while a file is written into it
 UNUSED_DAYS = 30  # after which what a cache holds is removed
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk answers that takes no more
 CAN_T_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)  # what some disks answer
@@ -38,9 +39,8 @@ def write_whole(path: str | Path, write: Callable[[Path], Any], cure: str = "", 
     """
     path, handled = Path(path), sys.exc_info()[1]
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with contextlib.suppress(FileExistsError):  # where that is a file, writing says so better
-            path.parent.mkdir(parents=True)
+
+    def make():
         part.touch()
         usual = part.stat().st_mode
         part.unlink()
@@ -52,6 +52,9 @@ def write_whole(path: str | Path, write: Callable[[Path], Any], cure: str = "", 
                 raise
         sync(part)
         put_in_place(part, path)
+
+    try:
+        made_in(path.parent, make)
     except Exception as error:  # each library has its own for a full disk
         raise NotWritten(f"{path} can't be written: {reason(error, handled)}" + (cure and f"; {cure}")) from error
     finally:  # also where the user interrupts
@@ -62,6 +65,18 @@ def write_whole(path: str | Path, write: Callable[[Path], Any], cure: str = "", 
             if time.time() - other.stat().st_mtime > STALE_PART_SECONDS:
                 other.unlink()
     return path
+
+
+def made_in(folder: Path, make: Callable[[], Any]) -> Any:
+    """What `make` returns, called with the folder there, and again where another process removes that meanwhile."""
+    for left in reversed(range(REMOVALS)):
+        with contextlib.suppress(FileExistsError):  # where that is a file, writing says so better
+            folder.mkdir(parents=True)
+        try:
+            return make()
+        except FileNotFoundError as error:
+            if not left or not str(error.filename).startswith(str(folder)):
+                raise
 
 
 def disk_failed(error: BaseException | None) -> bool:

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import pickle
 import resource
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +120,31 @@ def test_finishing_a_file_that_is_gone_harms_nothing(full):
     full.path.unlink()
     full.finish()
     assert len(values(full)) == COUNT
+
+
+def test_a_folder_that_another_process_removes_meanwhile(monkeypatch, tmp_path):
+    removed, open_ = [], os.open
+
+    def removing(path, *arguments, **options):
+        if not removed:
+            removed.append(path)
+            shutil.rmtree(Path(path).parent)
+        return open_(path, *arguments, **options)
+
+    monkeypatch.setattr("lora_kit.data.records.os.open", removing)
+    made = records(tmp_path / "encoded")
+    made.write(2, number(2))
+    assert removed == [made.path] and values(records(tmp_path / "encoded")) == {2: 3.0}
+
+
+def test_a_finished_file_that_is_damaged_and_then_gone_is_made_anew(full, tmp_path):
+    full.finish()
+    again = records(tmp_path)
+    os.close(again.number)
+    again.number = os.open(full.path, os.O_RDONLY)  # as it is opened by anybody but root
+    full.path.unlink()
+    again.write(1, number(1))
+    assert values(again) == values(records(tmp_path)) == {1: 2.0}
 
 
 def test_another_process_gets_the_same(full):

@@ -10,6 +10,7 @@ import pytest
 from running import full_disk
 
 from lora_kit.system.files import (
+    REMOVALS,
     STALE_PART_SECONDS,
     free_bytes,
     read_sealed,
@@ -81,6 +82,41 @@ def test_an_interrupted_write(old):
 
     with pytest.raises(KeyboardInterrupt):
         write_whole(old, write)
+
+
+@pytest.mark.parametrize("written_first", [False, True])
+@pytest.mark.parametrize("removals", [1, REMOVALS - 1, REMOVALS])
+def test_a_folder_that_another_process_removes_meanwhile(removals, written_first, tmp_path):
+    folder, parts = tmp_path / "cache" / "encoded", []
+
+    def write(part):
+        parts.append(part)
+        if written_first:
+            part.write_text("whole")
+        if len(parts) <= removals:
+            shutil.rmtree(folder.parent)
+        if not written_first:
+            part.write_text("whole")
+
+    if removals < REMOVALS:
+        assert write_whole(folder / "plan.json", write).read_text() == "whole"
+        assert len(parts) == removals + 1 and list(folder.iterdir()) == [folder / "plan.json"]
+    else:
+        with pytest.raises(ValueError, match="plan.json can't be written: FileNotFoundError No such file"):
+            write_whole(folder / "plan.json", write)
+        assert len(parts) == REMOVALS
+
+
+def test_a_source_that_is_missing_is_asked_for_once(old, tmp_path):
+    asked = []
+
+    def write(part):
+        asked.append(part)
+        shutil.copy(tmp_path.parent / "missing", part)
+
+    with pytest.raises(ValueError, match="can't be written: FileNotFoundError"):
+        write_whole(old, write)
+    assert len(asked) == 1
 
 
 def test_a_writer_that_writes_nothing(old):
