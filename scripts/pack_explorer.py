@@ -14,7 +14,7 @@ import sys
 import zipfile
 
 LIBRARY = next(path for path in sys.path if path.endswith(".zip"))
-RARE = ("_pylong", "_strptime", "difflib", "zipfile")  # numbers of thousands of digits; dates; names like another; the kit's zip
+RARE = ("_pylong", "_strptime", "difflib")  # numbers of thousands of digits; dates; names like another
 KIT = "/in/kit"
 
 
@@ -71,16 +71,18 @@ def main():
         importlib.import_module(name)
     with contextlib.suppress(SystemExit):
         importlib.import_module("traceback").print_exception(ValueError("x"), file=open("/dev/null", "w"))
+    with zipfile.ZipFile(LIBRARY) as sources:  # as the page unpacks the kit
+        sources.extractall("/unpacked")
     used = {module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
     library, kit = {}, {}
-    with zipfile.ZipFile(LIBRARY) as sources:
-        for name in sources.namelist():
-            if f"{LIBRARY}/{name}" in used:
-                library[name + "c"] = compiled(sources.read(name), name)
+    for path in pathlib.Path("/unpacked").rglob("*.py"):
+        name = str(path.relative_to("/unpacked"))
+        if f"{LIBRARY}/{name}" in used:
+            library[name + "c"] = compiled(path.read_bytes(), name)
     for path in used:
         if path.startswith(f"{KIT}/"):
             name = path.removeprefix(f"{KIT}/")
-            kit[name + "c"] = compiled(open(path, "rb").read(), name)
+            kit[name + "c"] = compiled(pathlib.Path(path).read_bytes(), name)
     for path in pathlib.Path(KIT).rglob("*.json"):
         kit[str(path.relative_to(KIT))] = path.read_bytes()
     pack("/out/python_stdlib.zip", library)

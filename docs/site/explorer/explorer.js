@@ -210,7 +210,7 @@ for (const [title, names] of Object.entries(start.groups)) {
   group.append(make("summary", {}, make("h2", {}, title)), ...names.map((name) => knob(start.controls[name])), make("div", { class: "unused" }));
   $("#groups").append(group);
 }
-for (const panel of $$("#rest [data-panel]")) $("h2", panel).textContent ||= start.panels[panel.dataset.panel];
+for (const panel of $$(".card")) $("h2", panel).textContent ||= start.panels[panel.dataset.panel];
 for (const name of ["preset", "axis"]) {
   const select = $(`#${name}`), send = (value) => (name === "preset" ? act({ do: "take_preset", name: value }) : look(name, value));
   $("span", select.parentElement).textContent = start.looks[name].word;
