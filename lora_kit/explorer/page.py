@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lora_kit.explorer.controls import BUTTONS, LOOKS, PANELS
-from lora_kit.explorer.knobs import HIDDEN, Knobs, put, widget_of
+from lora_kit.explorer.knobs import HIDDEN, Knobs, widget_of
 from lora_kit.explorer.runs import Runs
 from lora_kit.explorer.session import Session
 from lora_kit.explorer.state import State
@@ -37,7 +37,9 @@ class Explorer:
         # where both don't fit side by side the picture stands above the knobs
         above = {"flex_flow": "row wrap-reverse", "align_items": "flex-end", "justify_content": "flex-start"}
         below = {"flex_flow": "row wrap", "align_items": "flex-start"}
-        answer = ipywidgets.HBox([self.parts["rate"], self.parts["answer"]], layout=below | {"align_items": "baseline"})
+        answer = ipywidgets.HBox(
+            [self.parts["rate"], self.parts["answer"]], layout=below | {"align_items": "baseline", "grid_gap": "0 2em"}
+        )
         self.parts["answer"].add_class("lora-kit-live")
         self.box = ipywidgets.VBox(
             [

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.explorer.charts import html_heat_map, svg_learning_rates, svg_lines, svg_memory
-from lora_kit.explorer.curves import AS_APPLIED
 from lora_kit.explorer.svg import megabytes
 from lora_kit.system.html import Html, html_table, page
 from lora_kit.system.looks import COLOURS, SIGNS
@@ -38,34 +37,6 @@ def hint_html(refusal: str | None = None) -> str:
         return ""
     words = f"<b>{SIGNS['error']} {html.escape(refusal)}</b>"
     return f'<div role="status" style="text-align: right; line-height: 1.4; white-space: normal">{words}</div>'
-
-
-def answer_html(summary: Mapping[str, Any]) -> str:
-    """The run in a line: its peak and where, how long it is, and how many problems the doctor sees."""
-    wrong = sum(finding["status"] != "fine" for finding in summary["findings"]) or len(summary["errors"])
-    problems = f"<b>{counted(wrong, 'problem')}</b>" if wrong else "no problem"
-    if not summary["curves"]:
-        return page(f"nothing to draw · {problems}")
-    run, rates = summary["curves"][0], summary["rates"]
-    top = max(rates)
-    parts = [
-        f"peak <b>{top:.3g}</b> at update <b>{summary['updates'][rates.index(top)]:,}</b>",
-        f"<b>{counted(summary['total_updates'], 'update')}</b>",
-        f"<b>{counted(run['ends']['epochs'], 'epoch')}</b>",
-        problems,
-    ]
-    own = "" if run["label"] == AS_APPLIED else f"{html.escape(run['label'])}: "
-    return page(own + " · ".join(parts))
-
-
-def counted(number: float, thing: str) -> str:
-    """A number of things in words, with at most two digits after the point.
-
-    >>> counted(1200, "update"), counted(1, "epoch"), counted(12.3456, "epoch")
-    ('1,200 updates', '1 epoch', '12.35 epochs')
-    """
-    digits = f"{number:,.2f}".rstrip("0").rstrip(".")
-    return f"{digits} {thing}{'' if digits == '1' else 's'}"
 
 
 def notes_html(summary: Mapping[str, Any]) -> str:

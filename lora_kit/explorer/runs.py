@@ -28,7 +28,7 @@ class Runs:
         self._look_now = threading.Event()
         text = "Updates of each run; the warm-up keeps its share."
         self.length = labelled(
-            ipywidgets.IntSlider, "updates of a run", text, style=NARROW_LABEL, min=10, max=400, step=10, value=100
+            ipywidgets.IntSlider, "updates of a run", text, style=NARROW_LABEL, min=10, max=400, step=10, value=200
         )
         self.train, self.stop, self.clear, self.sweep = (
             ipywidgets.Button(description=words, layout=BUTTON)

@@ -7,11 +7,12 @@ import dataclasses
 import html
 from typing import Any
 
+from lora_kit.config import FIELDS
 from lora_kit.explorer.address import read_address, to_address
 from lora_kit.explorer.controls import CONTROLS, KINDS, as_meant, for_knob, meaning
 from lora_kit.explorer.panels import linked
 from lora_kit.explorer.presets import PRESETS
-from lora_kit.explorer.state import FIRST, PICTURES, REFUSED, START, State
+from lora_kit.explorer.state import COUNTS, FIRST, PICTURES, REFUSED, START, State
 from lora_kit.explorer.view import view_of
 from lora_kit.steps import AXES
 from lora_kit.system.checks import checked, did_you_mean, shown
@@ -80,10 +81,8 @@ class Session:
 
     def type(self, name: str, text: str) -> None:
         """A text was typed as the value of a setting: any number, also beyond a slider's ends."""
-        if name not in CONTROLS:
-            self.turn(name, text)
-        else:
-            self._change(name, lambda: self.state.turn(name, meaning(name, text)))
+        known = name in FIELDS or name in COUNTS
+        self._change(name, lambda: self.state.turn(name, meaning(name, text) if known else text))
 
     def look(self, **how: Any) -> None:
         """It is to be looked at otherwise: axis, log, cursor, trainers, as in `State`, and kind."""

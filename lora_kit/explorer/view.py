@@ -8,7 +8,6 @@ from lora_kit.command_line.texts import script_lacks
 from lora_kit.explorer.controls import CONTROLS, GROUPS, OTHER_SET, PANELS, for_knob, written
 from lora_kit.explorer.curves import AS_APPLIED
 from lora_kit.explorer.panels import (
-    answer_html,
     command_html,
     findings_html,
     hint_html,
@@ -62,6 +61,34 @@ def view_of(state: State, refused: Mapping[str, str], kind: str) -> dict[str, An
         axis=state.axis, log=state.log, trainers=list(state.trainers), kind=kind,
         pinned=len(state.pinned), total_updates=total,
     )  # fmt: skip
+
+
+def answer_html(summary: Mapping[str, Any]) -> str:
+    """The run in a line: its peak and where, how long it is, and how many problems the doctor sees."""
+    wrong = sum(finding["status"] != "fine" for finding in summary["findings"]) or len(summary["errors"])
+    problems = f"<b>{counted(wrong, 'problem')}</b>" if wrong else "no problem"
+    if not summary["curves"]:
+        return page(f"nothing to draw · {problems}")
+    run, rates = summary["curves"][0], summary["rates"]
+    top = max(rates)
+    parts = [
+        f"peak <b>{top:.3g}</b> at update <b>{summary['updates'][rates.index(top)]:,}</b>",
+        f"<b>{counted(summary['total_updates'], 'update')}</b>",
+        f"<b>{counted(run['ends']['epochs'], 'epoch')}</b>",
+        problems,
+    ]
+    own = "" if run["label"] == AS_APPLIED else f"{html.escape(run['label'])}: "
+    return page(own + " · ".join(parts))
+
+
+def counted(number: float, thing: str) -> str:
+    """A number of things in words, with at most two digits after the point.
+
+    >>> counted(1200, "update"), counted(1, "epoch"), counted(12.3456, "epoch")
+    ('1,200 updates', '1 epoch', '12.35 epochs')
+    """
+    digits = f"{number:,.2f}".rstrip("0").rstrip(".")
+    return f"{digits} {thing}{'' if digits == '1' else 's'}"
 
 
 def _control(name, state, refusal, idle):

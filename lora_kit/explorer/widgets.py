@@ -25,9 +25,12 @@ STYLE_SHEET = (
     + """
 .lora-kit {container-type: inline-size}
 .lora-kit-rate {font-size: 2.4em; font-weight: bold; line-height: 1.2; font-variant-numeric: tabular-nums}
-.lora-kit-rows .widget-inline-hbox {height: auto; min-height: 28px; align-items: center}
-.lora-kit-rows .widget-inline-hbox > .widget-label {white-space: pre-line; line-height: 1.15; height: auto; font-size: 11px}
-.lora-kit-rows .widget-inline-hbox > .widget-label::first-line {font-size: 13px}
+.lora-kit-rows .widget-inline-hbox {height: auto; align-items: center}
+.lora-kit-rows .widget-inline-hbox > :not(.widget-label) {min-height: 28px; align-content: center}
+.lora-kit-rows .widget-inline-hbox > .widget-label, .lora-kit-rows .widget-label-basic span {
+  white-space: pre-line; line-height: 1.15; height: auto; font-size: 11px; display: inline-block; vertical-align: middle
+}
+.lora-kit-rows .widget-inline-hbox > .widget-label::first-line, .lora-kit-rows .widget-label-basic span::first-line {font-size: 13px}
 .lora-kit-above {flex-wrap: wrap}
 .lora-kit-above > .widget-label {width: 100% !important; text-align: left}
 @container (max-width: 70em) {
@@ -36,7 +39,6 @@ STYLE_SHEET = (
 @container (max-width: 30em) {
   .lora-kit-rows .widget-inline-hbox {flex-wrap: wrap; height: auto}
   .lora-kit-rows .widget-inline-hbox > .widget-label {width: 100% !important; text-align: left}
-  .lora-kit-rows .widget-inline-hbox > :not(.widget-label) {min-height: 28px; align-content: center}
   .lora-kit-rows .widget-hbox {align-items: flex-end}
   .lora-kit svg[role=img] {font-size: 14px}
 }

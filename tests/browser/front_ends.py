@@ -75,9 +75,16 @@ class FrontEnd:
         return picture
 
 
-def slider(page, label):
-    """The handle of the slider with this label, to be focused and moved with the arrow keys; ipywidgets 8 or 7."""
-    row = page.locator(".widget-slider, .widget-hslider").filter(has=page.get_by_text(label, exact=True))
+def label(page, name):
+    """The label of a widget: a setting's name stands in it below a plain word, any other's alone."""
+    return page.locator(".widget-label, .widget-label-basic").filter(
+        has_text=re.compile(rf"^(.*\n)?\s*{re.escape(name)}\s*$")
+    )
+
+
+def slider(page, name):
+    """The handle of the slider with this name, to be focused and moved with the arrow keys; ipywidgets 8 or 7."""
+    row = page.locator(".widget-slider, .widget-hslider").filter(has=label(page, name))
     return row.locator(".noUi-handle, .ui-slider-handle").first
 
 

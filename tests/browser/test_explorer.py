@@ -6,20 +6,27 @@ import front_ends
 import pytest
 from playwright.sync_api import expect
 
-from lora_kit.explorer.knobs import GROUPS, TARGET_SETS
+from lora_kit.explorer.controls import GROUPS, LOOKS, TARGET_SETS
 from lora_kit.explorer.presets import PRESETS
 from lora_kit.trainers.known import TRAINERS
 
 PUZZLE = next(name for name in PRESETS if name.startswith("puzzle"))
 
 
-class Reader:
-    """Someone who moves the controls and reads what the page says then."""
+PLAIN = """from lora_kit.explorer.page import Explorer
+from lora_kit.explorer.session import Session
+from lora_kit.explorer.state import State
 
-    def __init__(self, front_end, page, **settings):
+settings = dict(learning_rate=1e-3, lr_scheduler="cosine", train_batch_size=4, num_train_epochs=12)
+Explorer(Session(State(settings, num_examples=400, num_processes={})))"""
+
+
+class Reader:
+    """Someone who moves the controls of a plain run and reads what the page says then."""
+
+    def __init__(self, front_end, page, num_processes=1):
         self.page = page
-        arguments = ", ".join(f"{name}={value!r}" for name, value in settings.items())
-        front_end.show(page, f"from lora_kit.explorer import explorer\n\nexplorer({arguments})")
+        front_end.show(page, PLAIN.format(num_processes))
 
     def sees(self, *texts):
         for text in texts:
@@ -31,13 +38,13 @@ class Reader:
 
     def row(self, label):
         """The widget with this label."""
-        exact = self.page.get_by_text(label, exact=True)
-        return self.page.locator(".jupyter-widgets.widget-inline-hbox, .widget-inline-hbox").filter(has=exact).first
+        rows = self.page.locator(".jupyter-widgets.widget-inline-hbox, .widget-inline-hbox")
+        return rows.filter(has=front_ends.label(self.page, label)).first
 
     def open(self, group):
         self.press(group)
         for title, names in GROUPS.items():
-            label = self.page.get_by_text(names[1], exact=True).first
+            label = front_ends.label(self.page, names[1]).first
             expect(label).to_be_visible() if title == group else expect(label).to_be_hidden()
 
     def number(self, name, text, becomes):
@@ -80,9 +87,13 @@ class Reader:
 
 
 def test_the_knobs(widgets, page):
-    reader = Reader(widgets, page, num_examples=400)
+    reader = Reader(widgets, page)
     reader.sees("as applied: 1200 updates", "--learning_rate 0.001 --lr_scheduler cosine")
+    reader.sees(
+        "peak 0.001 at update 0 · 1,200 updates · 12 epochs · no problem", "0.0005 is the learning rate at update 600"
+    )
     reader.sees("only cosine_with_restarts reads it", "only polynomial reads it", "only piecewise_constant reads it")
+    expect(page.get_by_placeholder("lr_power", exact=True)).to_be_hidden()
     reader.does_not_see("decides")
     old_slider = page.locator(".ui-slider-handle").count() > 0  # ipywidgets 7 has jQuery's
     assert old_slider == (widgets.name == "widgets7")
@@ -114,6 +125,7 @@ def test_the_knobs(widgets, page):
     reader.sees("--scale_lr", "at most 0.0302")  # 0.00126 x 3 x 2 x 4
     reader.choose("lr_scheduler", "polynomial")
     reader.sees("--lr_scheduler polynomial")
+    expect(page.get_by_placeholder("lr_num_cycles", exact=True)).to_be_hidden()
     reader.slide("lr_power", 2, "1.2")
     reader.sees("--lr_power 1.2")
     reader.choose("lr_scheduler", "cosine_with_restarts")
@@ -138,7 +150,7 @@ def test_the_knobs(widgets, page):
     reader.tick("use_8bit_adam")
     reader.sees("--use_8bit_adam", "It saves")
     reader.open("LoRA and model")
-    reader.choose("model", "Stable Diffusion 1.5")
+    reader.choose("pretrained_model_name_or_path", "Stable Diffusion 1.5")
     reader.sees("--pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5", "(797,184 numbers)")
     reader.slide("rank", 12, "16")
     reader.sees("--rank 16", "(3,188,736 numbers)")  # 4 times as many
@@ -156,7 +168,7 @@ def test_the_knobs(widgets, page):
 
 
 def test_the_picture_and_the_texts(widgets, page):
-    reader = Reader(widgets, page, num_examples=400, num_processes=2)  # 50 updates an epoch
+    reader = Reader(widgets, page, num_processes=2)  # 50 updates an epoch
     reader.sees("as applied: 600 updates", "read at update 300", "optimizer updates (0 is the first)")
     picture = page.locator(front_ends.PICTURE).first
     for words in ("images seen, by all processes", "micro-steps of each process", "epochs"):
@@ -175,14 +187,16 @@ def test_the_picture_and_the_texts(widgets, page):
     reader.press("Unpin all")
     reader.does_not_see("pinned A", "pinned B")
     names = [TRAINERS[key].name for key in ("kohya", "onetrainer")]
-    reader.choose("the same words in", names)
+    reader.choose(LOOKS["trainers"].word, names)
     reader.sees(*(f"{name}. In this run: " for name in names))
     for kind, text in (
-        ("diffusers' script", "train_text_to_image_lora.py"), ("Python", "from lora_kit import TrainingConfig"),
+        ("Python", "from lora_kit import TrainingConfig"),
         ("YAML", "num_processes: 2 num_examples: 400 training:"),
-    ):  # fmt: skip
+    ):
         reader.choose("as", kind)
         expect(page.locator(".jupyter-widgets pre").first).to_contain_text(text)
+    reader.choose("as", "diffusers' script")
+    reader.sees("diffusers' script can't run this: the embedded model is lora_kit's own")
 
 
 def test_a_command_line_is_pasted_and_a_wrong_one(widgets, page):
@@ -324,12 +338,14 @@ def test_who_hears_the_page_hears_the_names_and_the_numbers_of_its_sliders(widge
     page.wait_for_function(f"({SLIDERS})().length >= 15 && ({SLIDERS})().every(([name]) => name)")
     said = dict(page.evaluate(SLIDERS))
     assert len(said) == page.locator(".lora-kit .widget-slider, .lora-kit .widget-hslider").count()
-    assert (said["learning_rate"], said["rank"], said["adam_beta2"]) == ("0.001", "4", "0.999")
+    rate, rank = said["learning rate, learning_rate"], said["rank"]
+    assert (rate, rank, said["memory of squares, adam_beta2"]) == ("0.002", "16", "0.999")
+    expect(page.locator(".lora-kit [aria-live=polite]")).to_contain_text("peak 0.002 at update 20")
     handle = page.get_by_role("slider", name="learning_rate")
     handle.focus()
     for _ in range(20):
         handle.press("ArrowLeft")  # by notches of a twentieth of a power of ten
-    expect(handle).to_have_attribute("aria-valuetext", "0.0001")
+    expect(handle).to_have_attribute("aria-valuetext", "0.0002")
 
 
 def run_of(page, steps, updates):
@@ -345,7 +361,7 @@ def run_of(page, steps, updates):
 def test_train_stop_and_train_again(jupyterlab, page):
     page.set_viewport_size({"width": 1280, "height": 2600})
     jupyterlab.show(page)
-    run_of(page, 11, 210)
+    run_of(page, 1, 210)
     page.get_by_role("button", name="Train this").click()
     page.get_by_text(re.compile(r"[1-9]\d* of 210 updates; runs: 1 running")).wait_for(timeout=600_000)
     page.get_by_role("button", name="Stop").click()
@@ -371,7 +387,7 @@ def test_the_notebook_of_make_explorer(voila, page):
 def test_a_sweep_is_a_heat_map(voila, page):
     page.set_viewport_size({"width": 1280, "height": 2600})
     voila.show(page)
-    run_of(page, -9, 10)
+    run_of(page, -19, 10)
     for label, text in (("learning rates", "1e-4 2e-3"), ("ranks", "8")):
         field = page.locator(".widget-text").filter(has_text=label).locator("input")
         field.fill(text)

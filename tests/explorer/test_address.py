@@ -12,6 +12,7 @@ from lora_kit.explorer.presets import PRESETS
 from lora_kit.explorer.session import Session
 from lora_kit.explorer.state import FIRST, RULES
 from lora_kit.lr_settings import LR_SCHEDULERS
+from lora_kit.memory import MODELS
 from lora_kit.steps import AXES
 from lora_kit.trainers.known import TRAINERS
 
@@ -68,9 +69,9 @@ def randomly_turned(dice):
         "lr_step_rules": lambda: dice.choice([RULES, "1:10,0.5", "1:x", "1&2#3%20"]), "lr_power": lambda: dice.uniform(0, 9),
         "target_modules": lambda: dice.choice(["to_q", "to_q to_v", "conv1 ff.net.2", "to_qq", ""]),
         "mixed_precision": lambda: dice.choice(["", "no", "fp16"]), "max_train_steps": lambda: dice.choice([0, 1, 7, 5000]),
-        "pretrained_model_name_or_path": lambda: dice.choice([value for _, value in CONTROLS["pretrained_model_name_or_path"].options]),
-        "adam_beta1": lambda: dice.random(), "adam_beta2": lambda: dice.random(), "adam_epsilon": lambda: 10 ** dice.uniform(-14, -1),
-        "adam_weight_decay": lambda: dice.random(), "max_grad_norm": lambda: dice.uniform(0, 9),
+        "pretrained_model_name_or_path": lambda: dice.choice(["embedded", "me/mine", *MODELS]),
+        "adam_beta1": lambda: dice.random(), "adam_beta2": lambda: dice.random(),
+        "adam_epsilon": lambda: 10 ** dice.uniform(-14, -1), "adam_weight_decay": lambda: dice.random(), "max_grad_norm": lambda: dice.uniform(0, 9),
         "seed": lambda: dice.choice([None, 0, 7]), "snr_gamma": lambda: dice.choice([None, 5.0]),
         "validation_prompt": lambda: dice.choice([None, "a cat & a dog = 2 # 50%", "ключ"]),
     }  # fmt: skip
@@ -135,7 +136,8 @@ def test_what_a_page_leaves_out_and_shows_alone():
         ("kind=bash", "kind 'bash' is unknown"), ("log=perhaps", "'perhaps' is neither on nor off"),
         ("cursor=-1", "cursor -1 is not a whole number of at least 0"), ("trainers=koyha", "did you mean 'kohya'"),
         ("hide=memroy", "did you mean 'memory'"), ("embed=rank", "embed 'rank' is unknown"),
-        ("learning_rate=nan", "learning_rate nan is not a finite number"), ("lr_warmup_steps=1" + "0" * 400, "lr_warmup_steps 1000"),
+        ("learning_rate=nan", "learning_rate nan is not a finite number"),
+        ("lr_warmup_steps=1" + "0" * 400, "lr_warmup_steps 1000"),
         ("%FF=1", "can't be read"), ("output_dir=%ED%A0%80", "can't be read"), ("&" * 2_000, "can't be read"),
         ("rank=" + "8" * 300_000, "too long to read"), ("<b>=1", "'<b>' is nothing that can be set"),
     ],

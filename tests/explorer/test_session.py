@@ -175,8 +175,10 @@ def test_a_setting_without_a_knob_can_be_turned_too():
     reader = session(snr_gamma=5.0, style="blueprint", seed=3)
     text = words(reader, "command")
     assert "--snr_gamma 5.0" in text and "--style blueprint" in text and "--seed 3" in text
-    reader.turn("seed", 4)
+    reader.type("seed", "4")
     assert "--seed 4" in words(reader, "command")
+    reader.type("sede", "4")
+    assert "'sede' is not a setting: did you mean 'seed'" in status(reader)
     reader.turn("seed", -1)
     assert "seed -1 must be at least 0" in status(reader) and reader.state.settings["seed"] == 4
 

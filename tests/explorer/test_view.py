@@ -11,6 +11,7 @@ from test_address import randomly_turned
 from lora_kit.explorer.controls import CONTROLS, PANELS
 from lora_kit.explorer.session import Session
 from lora_kit.explorer.state import RULES
+from lora_kit.explorer.view import answer_html, counted
 from lora_kit.lr_settings import LR_SCHEDULERS
 
 SD_1_5 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -110,6 +111,37 @@ def test_where_nothing_can_be_drawn():
     assert plain(view["answer"]) == "nothing to draw · 1 problem" and "no module matched" in plain(
         view["panels"]["findings"]
     )
+
+
+def run(rates, total, epochs, **more):
+    """A summary of a run with these rates."""
+    curve = dict(label="as applied", ends=dict(epochs=epochs))
+    found = dict(
+        updates=list(range(len(rates))), rates=rates, total_updates=total, curves=[curve], findings=[], errors=[]
+    )
+    return found | more
+
+
+def test_the_run_in_a_line():
+    assert plain(answer_html(run([0, 1e-3, 5e-4], 1200, 12.0))) == (
+        "peak 0.001 at update 1 · 1,200 updates · 12 epochs · no problem"
+    )
+    assert (
+        plain(answer_html(run([1.2345e-5], 1, 0.125)))
+        == "peak 1.23e-05 at update 0 · 1 update · 0.12 epochs · no problem"
+    )
+    findings = [dict(status=status) for status in ("error", "warning", "fine")]
+    assert plain(answer_html(run([1.0], 3, 1.0, findings=findings))).endswith(" · 3 updates · 1 epoch · 2 problems")
+    assert plain(answer_html(run([], 0, 0, curves=[], errors=["rank"]))) == "nothing to draw · 1 problem"
+    other = dict(label="as <it> would", ends=dict(epochs=2))
+    assert plain(answer_html(run([1.0], 2, 2, curves=[other]))).startswith("as <it> would: peak 1 at update 0")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(1, "1 day"), (1.004, "1 day"), (0, "0 days"), (1200, "1,200 days"), (0.126, "0.13 days")]
+)
+def test_counted(number, text):
+    assert counted(number, "day") == text
 
 
 def test_a_part_that_can_not_be_drawn_takes_no_other_with_it(monkeypatch):
