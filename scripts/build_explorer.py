@@ -24,7 +24,6 @@ import tarfile
 import tempfile
 import threading
 import webbrowser
-import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -38,7 +37,9 @@ INTEGRITY = {  # of npm's packages, as in a package-lock.json
 SKIN = ("explorer.css", "explorer.js", "worker.js")
 DATA = ("model_shapes.json", "explorer/atlas_files/atlas.json")  # what lora_kit reads, as far as it is there
 LINKS = {"Lessons": "index.html", "Glossary": "docs/glossary.html"}
-NEEDED = "npm and node (18 or newer) are needed to build the explorer's page: https://nodejs.org, or your system's packages"
+NEEDED = (
+    "npm and node (18 or newer) are needed to build the explorer's page: https://nodejs.org, or your system's packages"
+)
 
 
 def fetched(name, version, integrity=None):
@@ -52,7 +53,9 @@ def fetched(name, version, integrity=None):
         (archive,) = Path(temporary).glob("*.tgz")
         found = "sha512-" + base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
         if found != (integrity or INTEGRITY[name, version]):
-            raise SystemExit(f"{name} {version} as npm has it has the integrity {found}, not {INTEGRITY[name, version]}")
+            raise SystemExit(
+                f"{name} {version} as npm has it has the integrity {found}, not {INTEGRITY[name, version]}"
+            )
         with tarfile.open(archive) as packed:
             packed.extractall(Path(temporary) / "as", filter="data")
         (Path(temporary) / "as").replace(folder)
@@ -119,6 +122,10 @@ def assets():
     core = (pyodide / "pyodide.asm.mjs", pyodide / "pyodide.asm.wasm")
     for path in (*core, ready / "python_stdlib.zip", ready / "kit.zip"):
         files[f"{path.name}.gz"] = gzip.compress(path.read_bytes(), 9, mtime=0)
+    files |= {
+        f"atlas/{path.name}": path.read_bytes()
+        for path in sorted((ROOT / "lora_kit/explorer/atlas_files").glob("*.webp"))
+    }
     return files | {"licences.txt": _licences(pyodide).encode()}
 
 
@@ -141,6 +148,7 @@ def build(out, site=False):
     shutil.rmtree(out, ignore_errors=True)
     (out / name).mkdir(parents=True)
     for path, data in files.items():
+        (out / name / path).parent.mkdir(exist_ok=True)
         (out / name / path).write_bytes(data)
     from lora_kit.explorer.web import Page
 

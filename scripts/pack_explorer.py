@@ -44,7 +44,16 @@ def use(page):
     for kind in offered(start["looks"]["kind"]):
         changed = act("look", kind=kind) | json.loads(page.start(""))["view"]
         act("read", text=changed["commands"].get(kind, ""))
-    for text in ("", "x = [", "a: [", "accelerate launch --learning_rate", "TrainingConfig(rank='x')", "- 1\n-", "{", "0x" * 99):
+    for text in (
+        "",
+        "x = [",
+        "a: [",
+        "accelerate launch --learning_rate",
+        "TrainingConfig(rank='x')",
+        "- 1\n-",
+        "{",
+        "0x" * 99,
+    ):
         act("read", text=text)
     for do in ("pin", "unpin", "mend"):
         act(do)

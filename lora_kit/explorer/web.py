@@ -23,7 +23,8 @@ class Page:
     """
 
     def __init__(self) -> None:
-        self.session, self._shown = Session.start(), {}
+        self.session = Session.start()
+        self._shown = self.session.view()
 
     def start(self, address: str = "") -> str:
         """Begin anew with what an address asks for: what can be turned, pressed and seen, and the view of a `Session`."""

@@ -18,7 +18,7 @@ self.addEventListener("activate", (event) => event.waitUntil((async () => {
 
 self.addEventListener("fetch", (event) => {
   if (event.request.method !== "GET") return;
-  if (event.request.mode === "navigate") event.respondWith(good(event.request).catch(() => caches.match(PAGE)));
+  if (event.request.mode === "navigate") event.respondWith(good(new Request(event.request.url, { cache: "no-cache" })).catch(() => caches.match(PAGE)));
   else event.respondWith(caches.match(event.request).then((kept) => kept ?? fetch(event.request)));
 });
 
