@@ -46,11 +46,11 @@ lab: $(READY) ## open the notebooks in JupyterLab
 	@echo "Opening JupyterLab; Ctrl-C here ends it."
 	@$(PROMPT) $(BIN)/jupyter lab notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)
 
-explorer: $(READY) ## open the explorer alone, as a page; NO_BROWSER=1 only says where it is
-	@echo "Opening the explorer; Ctrl-C here ends it."
-	@$(PROMPT) $(BIN)/voila scripts/explorer.ipynb --KernelManager.transport_encryption=auto $(if $(NO_BROWSER),--no-browser)
+explorer: $(SITE)/ready ## open the explorer alone, as a page; NO_BROWSER=1 only says where it is
+	@echo "Building the explorer's page; Ctrl-C here ends its server."
+	@$(SITE)/bin/python scripts/build_explorer.py --serve $(if $(NO_BROWSER),--no-browser)
 
-site: $(SITE)/ready ## build the notebooks as a site in build/site; NOTEBOOKS=build/tutorial takes those that were run here
+site: $(SITE)/ready ## build the notebooks and the explorer as a site in build/site; NOTEBOOKS=build/tutorial takes those that were run here
 	@$(SITE)/bin/python scripts/build_site.py $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
 format: $(READY) ## mend style where ruff can

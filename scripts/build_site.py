@@ -1,4 +1,5 @@
-"""Build the site of the notebooks, the README and the glossary in build/site. Nothing is executed and nothing fetched.
+"""Build the site of the notebooks, the README, the glossary and the explorer in build/site. No notebook is executed; npm fetches
+the explorer's Python once (scripts/build_explorer.py).
 
     .venv-site/bin/python scripts/build_site.py [--notebooks build/tutorial] [--out build/site]
 
@@ -15,6 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import build_explorer
 from docutils.nodes import make_id
 from myst_parser.slugs import github_slugify
 from sphinx.cmd.build import build_main
@@ -105,6 +107,7 @@ def main(argv=None):
     settings = ["-c", ROOT / "docs" / "site", "-d", source / ".doctrees"]
     failed = build_main([str(word) for word in ("-q", "-W", "--keep-going", *settings, source, args.out)])
     if not failed:
+        build_explorer.build(args.out / "explorer", site=True)
         print(f"The site: {args.out / 'index.html'}")
     return failed
 

@@ -1,0 +1,307 @@
+// The explorer's page: places what lora_kit says, and tells it what the reader does. It makes no number and no text of a run.
+const $ = (selector, inside = document) => inside.querySelector(selector);
+const $$ = (selector, inside = document) => [...inside.querySelectorAll(selector)];
+const start = JSON.parse($("#start").textContent);
+const view = start.view;
+const bound = []; // what sets an input from the view, one function each
+
+function make(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) if (value !== undefined) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+// What the reader does goes to Python one at a time; of what waits, the latest of a kind replaces the one before.
+const waiting = [];
+let busy = true, alive = false;
+
+function act(event, kind) {
+  if (kind && waiting.at(-1)?.kind === kind) waiting.pop();
+  waiting.push({ text: typeof event === "string" ? event : JSON.stringify(event), kind });
+  if (!busy) next();
+}
+const turn = (name, value) => act({ do: "turn", name, value }, `turn ${name}`);
+const look = (name, value) => act({ do: "look", [name]: value }, `look ${name}`);
+
+function next() {
+  busy = waiting.length > 0;
+  if (busy) worker.postMessage(waiting.shift().text);
+}
+
+worker.onmessage = ({ data }) => {
+  if (data.alive) {
+    alive = true;
+    if (location.hash.length > 1) waiting.unshift({ text: location.hash });
+    else document.documentElement.classList.add("alive");
+    say("");
+    keepForLater();
+  } else if (data.failed || data.error) {
+    say(`✗ ${data.failed ? "Python could not start" : "That went wrong"}: ${data.failed ?? data.error}`);
+    document.documentElement.classList.remove("linked");
+  } else {
+    const changed = data.start ? JSON.parse(data.start).view : JSON.parse(data.changed);
+    place(changed);
+    document.documentElement.classList.remove("linked");
+    if (data.start) document.documentElement.classList.add("alive");
+    onplaced();
+  }
+  if (!data.failed) next();
+};
+worker.onerror = (event) => say(`✗ Python could not start: ${event.message || "a part of it could not be fetched"}`);
+let onplaced = () => {};
+
+function say(text) {
+  $("#status").textContent = text;
+}
+
+// From the view to the page.
+function place(changed) {
+  for (const [name, value] of Object.entries(changed)) {
+    view[name] = ["controls", "panels", "unused"].includes(name) ? { ...view[name], ...value } : value;
+  }
+  for (const place of $$("[data-html]")) if (place.dataset.html in changed) place.innerHTML = view[place.dataset.html];
+  for (const place of $$("[data-text]")) if (place.dataset.text in changed) place.textContent = view[place.dataset.text];
+  for (const [name, html] of Object.entries(changed.panels ?? {})) {
+    const place = $(`[data-body=${name}]`), open = $$("details", place).map((one) => one.open);
+    place.innerHTML = html;
+    $$("details", place).forEach((one, index) => (one.open = open[index] ?? false));
+  }
+  if (changed.cursor) $("#said").textContent = view.cursor.said;
+  bound.forEach((set) => set());
+  show();
+  saveAddress();
+}
+
+// What is put away: knobs that do nothing now, empty panels, and what the address hides.
+function show() {
+  const hidden = new Set(view.hidden);
+  for (const part of $$("[data-name]")) part.hidden = hidden.has(part.dataset.name) || part.dataset.name in view.folded;
+  for (const panel of $$("[data-panel]")) {
+    const name = panel.dataset.panel, empty = ["atlas", "map"].includes(name) && !view.panels[name];
+    panel.hidden = empty || hidden.has(name) || (view.embedded !== "" && view.embedded !== name);
+  }
+  for (const group of $$(".group")) {
+    const line = view.unused[group.dataset.group];
+    if ($(".unused", group).innerHTML !== line) $(".unused", group).innerHTML = line;
+    group.hidden = $$("[data-name]", group).every((knob) => hidden.has(knob.dataset.name));
+  }
+  $(".start").hidden = hidden.has("preset") && hidden.has("pasted");
+  document.body.classList.toggle("embedded", view.embedded !== "");
+  for (const button of $$("[data-do]")) {
+    const name = button.dataset.do;
+    button.textContent = (name === "mend" && view.mend) || start.buttons[name][0];
+    button.disabled = (name === "mend" && !view.mend) || (name === "unpin" && !view.pinned);
+  }
+  $("#copy-command").disabled = !(view.kind in view.commands);
+  $("#play").disabled = !view.rate;
+}
+
+let saving;
+function saveAddress() {
+  saving ??= setTimeout(() => {
+    saving = undefined;
+    const end = view.address ? `#${view.address}` : "";
+    if (alive && location.hash !== end) history.replaceState(null, "", location.pathname + location.search + end);
+    $("#whole").href = `./#${view.address.replace(/(^|&)(embed|hide)=[^&]*/g, "")}`;
+  }, 200); // browsers refuse it when it is asked for at each move of a slider
+}
+
+// Knobs: a slider has a field for any number beside it.
+const power = (control, value) => (control.kind === "logarithmic" ? Math.log10(value) : value);
+
+function slider(range, control, now, send) {
+  range.step = control.step;
+  range.oninput = () => {
+    const value = Number(range.value);
+    send(control.kind === "logarithmic" ? 10 ** value : value);
+    fill(range);
+  };
+  bound.push(() => {
+    const { low, high, value, said, disabled } = now();
+    if (low !== undefined) [range.min, range.max] = [low, high].map((end) => Math.round(1e9 * power(control, end)) / 1e9);
+    if (!(range === document.activeElement && waiting.length)) range.value = power(control, value);
+    range.setAttribute("aria-valuetext", said);
+    range.disabled = Boolean(disabled);
+    fill(range);
+  });
+}
+
+function fill(range) {
+  range.style.setProperty("--fill", `${(100 * (range.value - range.min)) / (range.max - range.min || 1)}%`);
+}
+
+function field(input, now, send) {
+  let typing = false;
+  input.oninput = () => (typing = true);
+  input.onchange = () => { typing = false; send(input.value); };
+  bound.push(() => {
+    const { written, disabled } = now();
+    if (!typing && input.value !== written) input.value = written;
+    input.disabled = Boolean(disabled);
+  });
+}
+
+function choice(select, options, now, send) {
+  select.onchange = () => send(options()[select.selectedIndex][1]);
+  bound.push(() => {
+    const words = options().map(([word]) => word);
+    if (words.join("\n") !== [...select.options].map((option) => option.text).join("\n"))
+      select.replaceChildren(...words.map((word) => make("option", {}, word)));
+    select.selectedIndex = options().findIndex(([, value]) => value === now());
+  });
+}
+
+function toggle(box, now, send) {
+  box.onchange = () => send(box.checked);
+  bound.push(() => (box.checked = now()));
+}
+
+function knob(control) {
+  const { name, word, kind, help } = control, now = () => view.controls[name], id = `knob-${name}`;
+  const row = make("div", { class: `knob ${kind}`, "data-name": name, title: help });
+  const label = make("label", { for: id }, make("span", { class: "word" }, word));
+  if (word !== name) label.append(" ", make("code", {}, name));
+  let input;
+  const typed = (text) => act({ do: "type", name, text });
+  if (kind === "choice") {
+    input = make("select", { id });
+    choice(input, () => now().options, () => now().value, (value) => turn(name, value));
+  } else if (kind === "switch") {
+    input = make("input", { id, type: "checkbox", role: "switch" });
+    toggle(input, () => now().value, (value) => turn(name, value));
+  } else if (kind === "text" || kind === "number") {
+    input = make("input", { id, inputmode: kind === "number" ? "numeric" : "text", autocomplete: "off", spellcheck: "false" });
+    field(input, now, typed);
+  } else {
+    input = make("input", { id, type: "range" });
+    slider(input, control, now, (value) => turn(name, value));
+    const number = make("input", { class: "number", "aria-label": `${word} ${name}, as a number`, inputmode: "decimal", autocomplete: "off" });
+    field(number, now, typed);
+    row.append(label, number, input);
+  }
+  if (!row.children.length) row.append(label, input);
+  if (kind === "text" && control.options.length) {
+    const sets = make("select", { "aria-label": `usual sets of ${name}` });
+    const options = () => [...now().options, ...(now().options.some(([words]) => words === now().chosen) ? [] : [[now().chosen, ""]])];
+    choice(sets, options, () => options().find(([words]) => words === now().chosen)[1], (value) => value && turn(name, value));
+    row.append(sets);
+  }
+  const hint = make("div", { class: "hint" });
+  bound.push(() => { if (hint.innerHTML !== now().hint) hint.innerHTML = now().hint; });
+  row.append(hint);
+  return row;
+}
+
+function options(name, type) {
+  const inputs = start.looks[name].options.map(([word, value]) => {
+    const input = make("input", { type, name, value });
+    $(`fieldset[data-name=${name}]`).append(make("label", {}, input, make("span", {}, word)));
+    return input;
+  });
+  const chosen = () => inputs.filter((input) => input.checked).map((input) => input.value);
+  inputs.forEach((input) => (input.onchange = () => look(name, type === "radio" ? input.value : chosen())));
+  bound.push(() => inputs.forEach((input) => (input.checked = [view[name]].flat().includes(input.value))));
+}
+
+// The page's parts, once.
+for (const [title, names] of Object.entries(start.groups)) {
+  const group = make("details", { class: "group", "data-group": title, open: title === "Optimizer" ? undefined : "" });
+  group.append(make("summary", {}, make("h2", {}, title)), ...names.map((name) => knob(start.controls[name])), make("div", { class: "unused" }));
+  $("#groups").append(group);
+}
+for (const panel of $$(".card")) $("h2", panel).textContent ||= start.panels[panel.dataset.panel];
+for (const name of ["preset", "axis"]) {
+  const select = $(`#${name}`), send = (value) => (name === "preset" ? act({ do: "take_preset", name: value }) : look(name, value));
+  $("span", select.parentElement).textContent = start.looks[name].word;
+  choice(select, () => start.looks[name].options, () => view[name], send);
+}
+$("[data-name=log] span").textContent = start.looks.log.word;
+toggle($("#log"), () => view.log, (value) => look("log", value));
+$("[data-name=pasted] summary").textContent = start.looks.pasted.word;
+$("#pasted").setAttribute("aria-label", start.looks.pasted.help);
+$("#cursor").setAttribute("aria-label", start.looks.cursor.word);
+$("#cursor").title = start.looks.cursor.help;
+slider($("#cursor"), start.looks.cursor, () => ({ ...view.cursor, said: `${view.rate} ${view.cursor.said}`, low: 0, high: view.cursor.max }), (value) => {
+  stop();
+  look("cursor", value);
+});
+$("[data-name=kind] legend").textContent = start.looks.kind.help;
+$("[data-name=trainers] legend").textContent = start.panels.notes;
+options("kind", "radio");
+options("trainers", "checkbox");
+for (const button of $$("[data-do]")) {
+  button.title = start.buttons[button.dataset.do][1];
+  button.onclick = () => {
+    if (button.dataset.do !== "read") return act({ do: button.dataset.do });
+    act({ do: "read", text: $("#pasted").value });
+  };
+}
+
+// A map's cells are pairs of knobs: a click, or a finger that is drawn over them, turns both.
+for (const type of ["click", "pointermove"]) {
+  $("[data-body=map]").addEventListener(type, (event) => {
+    const cell = (type === "click" ? event.target : document.elementFromPoint(event.clientX, event.clientY))?.closest("[data-rate]");
+    if (!cell || (type === "pointermove" && !event.buttons)) return;
+    act({ do: "turn", name: "learning_rate", value: Number(cell.dataset.rate) }, "map rate");
+    act({ do: "turn", name: "rank", value: Number(cell.dataset.rank) }, "map rank");
+  });
+}
+
+// Play: the cursor from 0 to the end, as fast as the pictures come.
+const LASTS = 8000; // ms
+function stop() {
+  onplaced = () => {};
+  $("#play").textContent = "▶ Play";
+}
+$("#play").onclick = () => {
+  if ($("#play").textContent !== "▶ Play") return stop();
+  const { value, max } = view.cursor, from = value < max ? value : 0, begun = performance.now();
+  $("#play").textContent = "❚❚ Pause";
+  onplaced = () => requestAnimationFrame((now) => {
+    if ($("#play").textContent === "▶ Play") return;
+    const update = Math.min(Math.round(from + (view.cursor.max * (now - begun)) / LASTS), view.cursor.max);
+    if (view.cursor.value >= view.cursor.max) stop();
+    else if (update === view.cursor.value) onplaced();
+    else look("cursor", update);
+  });
+  look("cursor", from);
+};
+
+// Copying, colours, addresses.
+async function copy(button, text) {
+  const words = (button.dataset.words ??= button.textContent);
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied ✓";
+  } catch {
+    button.textContent = "Copy by hand";
+  }
+  say(button.textContent);
+  setTimeout(() => { button.textContent = words; say(""); }, 1600);
+}
+$("#copy-link").onclick = (event) => {
+  copy(event.target, new URL(view.address ? `#${view.address}` : "#", location.href.split("#")[0]).href.replace(/#$/, ""));
+};
+$("#copy-command").onclick = (event) => copy(event.target, view.commands[view.kind]);
+
+const system = matchMedia("(prefers-color-scheme: dark)");
+const dark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
+const paintTheme = () => $("#theme").setAttribute("aria-pressed", dark());
+system.onchange = paintTheme;
+$("#theme").onclick = () => {
+  const theme = dark() ? "light" : "dark";
+  document.documentElement.dataset.theme = theme;
+  try { localStorage.setItem("theme", theme); } catch {} // a page in a frame may have none
+  paintTheme();
+};
+
+addEventListener("hashchange", () => act(location.hash || "#"));
+
+function keepForLater() {
+  if ("serviceWorker" in navigator && isSecureContext) navigator.serviceWorker.register("service-worker.js").catch(() => {});
+}
+
+paintTheme();
+bound.forEach((set) => set());
+show();
