@@ -1,4 +1,4 @@
-"""Jupyter's server as `make lab` and `make explorer` start it: a kernel's messages go to the browser at once.
+"""Jupyter's server as `make lab` starts it: a kernel's messages go to the browser at once.
 
 As it comes, the server leaves Nagle's algorithm on: tornado switches it back on after a page's first answer. For each move of a
 slider a kernel sends several small messages, and the second then waits until the browser has acknowledged the first, which it
@@ -17,4 +17,4 @@ class PromptConnection(ZMQChannelsWebsocketConnection):
 
 
 c = get_config()  # noqa: F821 - jupyter gives it
-c.ServerApp.kernel_websocket_connection_class = c.Voila.kernel_websocket_connection_class = PromptConnection
+c.ServerApp.kernel_websocket_connection_class = PromptConnection

@@ -34,17 +34,11 @@ def _front_end(name):
     return fixture
 
 
-jupyterlab, voila, widgets7 = map(_front_end, ("jupyterlab", "voila", "widgets7"))
+jupyterlab, widgets7 = map(_front_end, ("jupyterlab", "widgets7"))
 
 
-@pytest.fixture(params=["jupyterlab", "voila", "widgets7"])
+@pytest.fixture(params=["jupyterlab", "widgets7"])
 def front_end(request):
-    """Each of the three in turn."""
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(params=["voila", "widgets7"])
-def widgets(request):
     """A front end for each of the two generations of ipywidgets."""
     return request.getfixturevalue(request.param)
 

@@ -1,6 +1,6 @@
-"""What shows the explorer to people: JupyterLab and voila, each started as a server of its own, for a browser to open.
+"""What shows the explorer in a notebook: JupyterLab, and for ipywidgets 7.7 voila, each a server of its own for a browser to open.
 
-The tests and benchmarks/explorer.py use it. "widgets7" is voila with ipywidgets 7.7, which is what Colab has.
+The tests and benchmarks/explorer.py use it. "widgets7" has the ipywidgets that Colab has.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from lora_kit.system.world import free_port
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PYTHONS = {"jupyterlab": sys.executable, "voila": sys.executable, "widgets7": ROOT / ".venv-widgets7/bin/python"}
+PYTHONS = {"jupyterlab": sys.executable, "widgets7": ROOT / ".venv-widgets7/bin/python"}
 EXPLORER = "from lora_kit.explorer import explorer\n\nexplorer()"
 KEPT = ROOT / "build" / "browser"  # screenshots
 PICTURE = ".jupyter-widgets svg[role=img]"
@@ -34,7 +34,7 @@ BROWSER_FLAGS = [
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # what a page wants from elsewhere is not there, at once
 ]
-AS_MAKE = {"JUPYTER_CONFIG_PATH": str(ROOT / "scripts" / "jupyter")}  # as `make lab` and `make explorer` start a server
+AS_MAKE = {"JUPYTER_CONFIG_PATH": str(ROOT / "scripts" / "jupyter")}  # as `make lab` starts a server
 START, STOP = 180, 60  # seconds, on a busy machine
 SHOWN = 180_000  # milliseconds
 
@@ -47,7 +47,7 @@ class FrontEnd:
         self._numbers = itertools.count()
 
     def visit(self, page, code=EXPLORER):
-        """Open a fresh notebook with `code` as its one cell; voila also runs it, JupyterLab on `run`."""
+        """Open a fresh notebook with `code` as its one cell; "widgets7" also runs it, JupyterLab on `run`."""
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         path = self.folder / f"{next(self._numbers)}.ipynb"
@@ -125,10 +125,9 @@ def _answers(url):
 
 
 @contextlib.contextmanager
-def serving(name, folder, settings=AS_MAKE, flags=None):
-    """The front end "jupyterlab", "voila" or "widgets7", as long as the block runs. `folder`: for all that it writes;
-    `settings`: environment variables, {} for a server as it comes. `flags`: of its command line; left out, those that let
-    everybody in."""
+def serving(name, folder, settings=AS_MAKE):
+    """The front end "jupyterlab" or "widgets7", as long as the block runs. `folder`: for all that it writes;
+    `settings`: environment variables, {} for a server as it comes."""
     notebooks, log = folder / "notebooks", folder / "server.log"
     notebooks.mkdir(parents=True)
     places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR")
@@ -136,13 +135,11 @@ def serving(name, folder, settings=AS_MAKE, flags=None):
     no_news = folder / "jupyterlab_settings_dir" / "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     no_news.parent.mkdir(parents=True)
     no_news.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # or JupyterLab asks, over the page
-    if flags is None:
-        flags = ["--Voila.token="] if name == "voila" else []
     if name == "widgets7":
         settings = {}  # its server is too old for them
     with log.open("w") as out:
         process = subprocess.Popen(
-            [*_command(name, notebooks, free_port()), *flags],
+            _command(name, notebooks, free_port()),
             env={**os.environ, **places, **settings, "PYTHONPATH": str(ROOT)},
             cwd=notebooks,
             stdout=out,

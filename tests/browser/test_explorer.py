@@ -86,8 +86,8 @@ class Reader:
         self.press("Read what is pasted")
 
 
-def test_the_knobs(widgets, page):
-    reader = Reader(widgets, page)
+def test_the_knobs(front_end, page):
+    reader = Reader(front_end, page)
     reader.sees("as applied: 1200 updates", "--learning_rate 0.001 --lr_scheduler cosine")
     reader.sees(
         "peak 0.001 at update 0 · 1,200 updates · 12 epochs · no problem", "0.0005 is the learning rate at update 600"
@@ -96,7 +96,7 @@ def test_the_knobs(widgets, page):
     expect(page.get_by_placeholder("lr_power", exact=True)).to_be_hidden()
     reader.does_not_see("decides")
     old_slider = page.locator(".ui-slider-handle").count() > 0  # ipywidgets 7 has jQuery's
-    assert old_slider == (widgets.name == "widgets7")
+    assert old_slider == (front_end.name == "widgets7")
     picture = page.locator(front_ends.PICTURE).first
     before = picture.inner_html()
     reader.slide("learning_rate", 2, "0.00126")  # 10 to the power of -2.9
@@ -167,8 +167,8 @@ def test_the_knobs(widgets, page):
     reader.sees("--max_train_steps 500", "as applied: 500 updates", "max_train_steps decides")
 
 
-def test_the_picture_and_the_texts(widgets, page):
-    reader = Reader(widgets, page, num_processes=2)  # 50 updates an epoch
+def test_the_picture_and_the_texts(front_end, page):
+    reader = Reader(front_end, page, num_processes=2)  # 50 updates an epoch
     reader.sees("as applied: 600 updates", "read at update 300", "optimizer updates (0 is the first)")
     picture = page.locator(front_ends.PICTURE).first
     for words in ("images seen, by all processes", "micro-steps of each process", "epochs"):
@@ -199,8 +199,8 @@ def test_the_picture_and_the_texts(widgets, page):
     reader.sees("diffusers' script can't run this: the embedded model is lora_kit's own")
 
 
-def test_a_command_line_is_pasted_and_a_wrong_one(widgets, page):
-    reader = Reader(widgets, page)
+def test_a_command_line_is_pasted_and_a_wrong_one(front_end, page):
+    reader = Reader(front_end, page)
     reader.paste(PRESETS["diffusers' guide to LoRA"].text)
     reader.sees("✓ Read.", "--max_train_steps 15000", "as applied: 15000 updates")
     reader.does_not_see("--lr_num_cycles")
@@ -227,8 +227,8 @@ FOCUSABLE = """() => {
 }"""
 
 
-def test_the_keyboard_reaches_every_control(widgets, page):
-    reader = Reader(widgets, page)
+def test_the_keyboard_reaches_every_control(front_end, page):
+    reader = Reader(front_end, page)
     for group, more in zip(GROUPS, (3, 8, 7, 2), strict=True):
         reader.open(group)
         count = page.evaluate(FOCUSABLE)
@@ -243,16 +243,16 @@ def test_the_keyboard_reaches_every_control(widgets, page):
         assert outer == []
 
 
-def test_with_the_keyboard_alone_the_puzzle_is_mended(widgets, page):
+def test_with_the_keyboard_alone_the_puzzle_is_mended(front_end, page):
     """What a stranger would do: choose the puzzle, read why, press the button, copy the command."""
-    reader = Reader(widgets, page)
+    reader = Reader(front_end, page)
     preset = reader.row("preset").locator("select")
     preset.focus()
     preset.press("p")  # the one that begins so
     reader.sees(
         "never reaches its peak", "the same 10 epochs make 380 updates, not 1,500", "Mend it: lr_warmup_steps 38"
     )
-    page.screenshot(path=front_ends.KEPT / f"{widgets.name}-puzzle.png", full_page=True)
+    page.screenshot(path=front_ends.KEPT / f"{front_end.name}-puzzle.png", full_page=True)
     button = page.get_by_role("button", name="Mend it")
     while not button.evaluate("button => button === document.activeElement"):
         page.keyboard.press("Tab")
@@ -283,10 +283,7 @@ def themed(front_end, page, dark):
         page.wait_for_function(PAINTED, arg=dark)
         page.locator("#jupyterlab-splash").wait_for(state="detached")  # it dims the page while the theme changes
         return
-    front_end.visit(page)
-    if dark:
-        page.goto(f"{page.url}?voila-theme=dark&theme=dark")
-    page.locator(front_ends.PICTURE).first.wait_for(timeout=front_ends.SHOWN)
+    front_end.show(page)
 
 
 CONTRASTS = """() => {
@@ -319,7 +316,7 @@ CONTRASTS = """() => {
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_readable_in_light_and_dark(front_end, page, dark):
     if dark and front_end.name == "widgets7":
-        pytest.skip("the voila of that time has no dark theme of its own")
+        pytest.skip("its server has no dark theme")
     themed(front_end, page, dark)
     texts, lines = page.evaluate(CONTRASTS)
     assert len(texts) > 50 and min(texts) >= 4.5
@@ -333,8 +330,8 @@ SLIDERS = """() => [...document.querySelectorAll(".lora-kit [role=slider]")].map
 )"""
 
 
-def test_who_hears_the_page_hears_the_names_and_the_numbers_of_its_sliders(widgets, page):
-    widgets.show(page)
+def test_who_hears_the_page_hears_the_names_and_the_numbers_of_its_sliders(front_end, page):
+    front_end.show(page)
     page.wait_for_function(f"({SLIDERS})().length >= 15 && ({SLIDERS})().every(([name]) => name)")
     said = dict(page.evaluate(SLIDERS))
     assert len(said) == page.locator(".lora-kit .widget-slider, .lora-kit .widget-hslider").count()
@@ -376,17 +373,9 @@ def test_train_stop_and_train_again(jupyterlab, page):
     page.screenshot(path=front_ends.KEPT / "jupyterlab-trained.png", full_page=True)
 
 
-def test_the_notebook_of_make_explorer(voila, page):
-    notebook = front_ends.ROOT / "scripts" / "explorer.ipynb"
-    (voila.folder / notebook.name).write_bytes(notebook.read_bytes())
-    page.goto(f"{voila.url}/voila/render/{notebook.name}")
-    page.locator(front_ends.PICTURE).first.wait_for(timeout=front_ends.SHOWN)
-    expect(page.get_by_role("heading", level=1)).to_be_visible()
-
-
-def test_a_sweep_is_a_heat_map(voila, page):
+def test_a_sweep_is_a_heat_map(jupyterlab, page):
     page.set_viewport_size({"width": 1280, "height": 2600})
-    voila.show(page)
+    jupyterlab.show(page)
     run_of(page, -19, 10)
     for label, text in (("learning rates", "1e-4 2e-3"), ("ranks", "8")):
         field = page.locator(".widget-text").filter(has_text=label).locator("input")
@@ -395,4 +384,4 @@ def test_a_sweep_is_a_heat_map(voila, page):
     page.get_by_role("button", name="Sweep").click()
     page.get_by_text("20 of 20 updates; runs: 2 done").wait_for(timeout=600_000)
     assert page.locator("td", has_text=re.compile(r"^★ \d")).count() == 1
-    page.screenshot(path=front_ends.KEPT / "voila-sweep.png", full_page=True)
+    page.screenshot(path=front_ends.KEPT / "sweep.png", full_page=True)
