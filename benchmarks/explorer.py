@@ -4,7 +4,7 @@
 
 Prints Markdown tables. "page" is what `make explorer` serves, with an empty cache each time. JupyterLab is started as `make lab`
 does; --as-they-come leaves that out. "floor" is the same slider there with a picture of nothing but its value. `make test` sets
-up what it needs: a Chromium, node, and .venv-widgets7 for the front end widgets7.
+up what it needs: a Chromium, the site's environment, and .venv-widgets7 for the front end widgets7.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     .venv-site/bin/python scripts/build_explorer.py [--out build/site/explorer] [--serve [--no-browser]]
 
-npm fetches Pyodide once, into build/npm, and node packs what the page uses of it and of lora_kit; that needs npm and node (18 or
-newer), and neither torch nor a network the second time. The page works from any web server, not from the folder alone. Its first
+npm fetches Pyodide once, into build/npm, and node packs what the page uses of it and of lora_kit; both come with the site's
+environment, and neither torch nor a network is needed the second time. The page works from any web server, not from the folder alone. Its first
 picture is made here, by the functions that make all others in the browser.
 """
 
@@ -16,6 +16,7 @@ import html
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -37,9 +38,6 @@ INTEGRITY = {  # of npm's packages, as in a package-lock.json
 SKIN = ("explorer.css", "explorer.js", "worker.js")
 DATA = ("model_shapes.json", "explorer/atlas_files/atlas.json")  # what lora_kit reads, as far as it is there
 LINKS = {"Lessons": "index.html", "Glossary": "docs/glossary.html"}
-NEEDED = (
-    "npm and node (18 or newer) are needed to build the explorer's page: https://nodejs.org, or your system's packages"
-)
 
 
 def fetched(name, version, integrity=None):
@@ -63,9 +61,14 @@ def fetched(name, version, integrity=None):
 
 
 def _run(program, *arguments):
-    if not (path := shutil.which(program)):
-        raise SystemExit(NEEDED)
-    done = subprocess.run([path, *map(str, arguments)], capture_output=True, text=True)
+    programs = os.pathsep.join(
+        [str(ROOT / ".venv-site" / "bin"), os.environ["PATH"]]
+    )  # npm looks for its node there, too
+    if not (path := shutil.which(program, path=programs)):
+        raise SystemExit(f"{program} is needed to build the explorer's page: `make site` installs it")
+    done = subprocess.run(
+        [path, *map(str, arguments)], capture_output=True, text=True, env=os.environ | {"PATH": programs}
+    )
     if done.returncode:
         raise SystemExit(f"{program} {arguments[0]} failed:\n{done.stderr.strip()[-2000:]}")
 
