@@ -23,7 +23,11 @@ html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 templates_path = ["templates"]
-html_sidebars = {"**": [f"sidebar/{part}.html" for part in ("brand", "search", "explorer", "scroll-start", "navigation", "scroll-end")]}
+html_sidebars = {
+    "**": [
+        f"sidebar/{part}.html" for part in ("brand", "search", "explorer", "scroll-start", "navigation", "scroll-end")
+    ]
+}
 html_copy_source = html_show_sourcelink = html_show_sphinx = False
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"

@@ -296,7 +296,10 @@ $("#theme").onclick = () => {
   paintTheme();
 };
 
-addEventListener("hashchange", () => act(location.hash || "#"));
+addEventListener("hashchange", (event) => {
+  saving = clearTimeout(saving); // what was about to be written there is past
+  act(new URL(event.newURL).hash || "#");
+});
 
 function keepForLater() {
   if ("serviceWorker" in navigator && isSecureContext) navigator.serviceWorker.register("service-worker.js").catch(() => {});
