@@ -236,7 +236,7 @@ def test_the_address_there_and_back_and_what_it_hides(page, url):
     page.evaluate("location.hash = 'rank=32&embed=steps'")
     expect(page.locator("header")).to_be_hidden()
     assert page.locator("[data-panel]:visible").evaluate_all("all => all.map(one => one.dataset.panel)") == ["steps"]
-    assert page.locator("#whole").get_attribute("href") == "./#rank=32"
+    expect(page.locator("#whole")).to_have_attribute("href", "./#rank=32")
     page.screenshot(path=front_ends.KEPT / "page-embedded.png")
 
 

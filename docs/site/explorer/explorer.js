@@ -95,6 +95,7 @@ function show() {
   }
   $("#copy-command").disabled = !(view.kind in view.commands);
   $("#play").disabled = !view.rate;
+  $("#whole").href = `./#${view.address.replace(/(^|&)(embed|hide)=[^&]*/g, "")}`;
 }
 
 let saving;
@@ -103,7 +104,6 @@ function saveAddress() {
     saving = undefined;
     const end = view.address ? `#${view.address}` : "";
     if (alive && location.hash !== end) history.replaceState(null, "", location.pathname + location.search + end);
-    $("#whole").href = `./#${view.address.replace(/(^|&)(embed|hide)=[^&]*/g, "")}`;
   }, 200); // browsers refuse it when it is asked for at each move of a slider
 }
 
