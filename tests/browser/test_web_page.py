@@ -236,7 +236,7 @@ def test_the_address_there_and_back_and_what_it_hides(page, url):
     page.evaluate("location.hash = 'rank=32&embed=steps'")
     expect(page.locator("header")).to_be_hidden()
     assert page.locator("[data-panel]:visible").evaluate_all("all => all.map(one => one.dataset.panel)") == ["steps"]
-    assert page.locator("#whole").get_attribute("href") == "./#rank=32"
+    expect(page.locator("#whole")).to_have_attribute("href", "./#rank=32")
     page.screenshot(path=front_ends.KEPT / "page-embedded.png")
 
 
@@ -308,17 +308,18 @@ ASKED = """([worker, texts]) => new Promise((done, failed) => {
 })"""
 
 
-def test_both_skins_have_the_same_texts_for_500_random_settings(page, url):
+@pytest.mark.parametrize("count", [80, pytest.param(500, marks=pytest.mark.long)])
+def test_both_skins_have_the_same_texts_for_random_settings(page, url, count):
     """The notebook's half is in tests/explorer/test_page.py."""
     dice = random.Random(19)
-    addresses = [f"#{randomly_turned(dice).view()['address']}" for _ in range(500)]
+    addresses = [f"#{randomly_turned(dice).view()['address']}" for _ in range(count)]
     reader = Reader(page, url)
     worker = page.evaluate("document.querySelector('link[rel=stylesheet]').href.replace('explorer.css', 'worker.js')")
     views = page.evaluate(ASKED, [worker, addresses])
-    assert len(set(addresses)) > 490
+    assert len(set(addresses)) > 0.98 * count
     for address, view in zip(addresses, views, strict=True):
         assert view == json.loads(json.dumps(Session.from_address(address).view())), address
-    for address, view in list(zip(addresses, views, strict=True))[:40]:
+    for address, view in list(zip(addresses, views, strict=True))[:25]:
         page.evaluate("address => { location.hash = address; }", address)
         page.wait_for_function(f"view => !({OTHERWISE})(view).length", arg=view)
     assert reader.errors == []

@@ -95,6 +95,7 @@ function show() {
   }
   $("#copy-command").disabled = !(view.kind in view.commands);
   $("#play").disabled = !view.rate;
+  $("#whole").href = `./#${view.address.replace(/(^|&)(embed|hide)=[^&]*/g, "")}`;
 }
 
 let saving;
@@ -103,7 +104,6 @@ function saveAddress() {
     saving = undefined;
     const end = view.address ? `#${view.address}` : "";
     if (alive && location.hash !== end) history.replaceState(null, "", location.pathname + location.search + end);
-    $("#whole").href = `./#${view.address.replace(/(^|&)(embed|hide)=[^&]*/g, "")}`;
   }, 200); // browsers refuse it when it is asked for at each move of a slider
 }
 
@@ -296,7 +296,10 @@ $("#theme").onclick = () => {
   paintTheme();
 };
 
-addEventListener("hashchange", () => act(location.hash || "#"));
+addEventListener("hashchange", (event) => {
+  saving = clearTimeout(saving); // what was about to be written there is past
+  act(new URL(event.newURL).hash || "#");
+});
 
 function keepForLater() {
   if ("serviceWorker" in navigator && isSecureContext) navigator.serviceWorker.register("service-worker.js").catch(() => {});
