@@ -111,6 +111,9 @@ def can_mount():
 
 def _program(module, argv, environment, out, err, largest, disk):
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may let a command in the background ignore them
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.environ.clear()
