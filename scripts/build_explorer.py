@@ -37,27 +37,40 @@ INTEGRITY = {  # of npm's packages, as in a package-lock.json
 }
 SKIN = ("explorer.css", "explorer.js", "worker.js")
 DATA = ("model_shapes.json", "explorer/atlas_files/atlas.json")  # what lora_kit reads, as far as it is there
+TEMPORARY = "making-"  # how folders begin that another build may be at
 LINKS = {"Lessons": "index.html", "Glossary": "docs/glossary.html"}
 
 
 def fetched(name, version, integrity=None):
     """The folder with npm's package, fetched where it isn't there yet and compared with what it has to be."""
-    folder = ROOT / "build" / "npm" / f"{name}-{version}"
-    if folder.is_dir():
-        return folder / "package"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    wanted = integrity or INTEGRITY[name, version]
+
+    def fetch(temporary):
         _run("npm", "pack", "--silent", f"{name}@{version}", "--pack-destination", temporary)
-        (archive,) = Path(temporary).glob("*.tgz")
-        found = "sha512-" + base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
-        if found != (integrity or INTEGRITY[name, version]):
-            raise SystemExit(
-                f"{name} {version} as npm has it has the integrity {found}, not {INTEGRITY[name, version]}"
-            )
+        (archive,) = temporary.glob("*.tgz")
+        integrity = "sha512-" + base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+        if integrity != wanted:
+            raise SystemExit(f"{name} {version} as npm has it has the integrity {integrity}, not {wanted}")
         with tarfile.open(archive) as packed:
-            packed.extractall(Path(temporary) / "as", filter="data")
-        (Path(temporary) / "as").replace(folder)
-    return folder / "package"
+            packed.extractall(temporary / "unpacked", filter="data")
+        return temporary / "unpacked"
+
+    return made_once(ROOT / "build" / "npm" / f"{name}-{version}", fetch) / "package"
+
+
+def made_once(folder, make):
+    """The folder, made where it isn't there yet: `make` is called with a temporary one beside it, and returns what becomes it. Two
+    builds at once end with one of theirs."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder.parent) as temporary:
+            made = make(Path(temporary))
+            try:
+                made.replace(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+    return folder
 
 
 def _run(program, *arguments):
@@ -87,19 +100,19 @@ def packed():
     files = kit_files()
     makers = [(SCRIPTS / name).read_bytes() for name in ("pack_explorer.py", "pack_explorer.mjs")]
     parts = [*makers, *PYODIDE, *files.items()]
-    folder = ROOT / "build" / "explorer-packed" / _digest(parts)
-    if folder.is_dir():
-        return folder
-    pyodide = fetched(*PYODIDE)
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    folder.parent.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        kit, out = Path(temporary) / "kit", Path(temporary) / "out"
+
+    def pack(temporary):
         for name, data in files.items():
-            (kit / name).parent.mkdir(parents=True, exist_ok=True)
-            (kit / name).write_bytes(data)
-        _run("node", SCRIPTS / "pack_explorer.mjs", pyodide, kit, out)
-        out.replace(folder)
+            path = temporary / "kit" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        _run("node", SCRIPTS / "pack_explorer.mjs", fetched(*PYODIDE), temporary / "kit", temporary / "out")
+        return temporary / "out"
+
+    folder = made_once(ROOT / "build" / "explorer-packed" / _digest(parts), pack)
+    for earlier in folder.parent.iterdir():
+        if earlier != folder and not earlier.name.startswith(TEMPORARY):
+            shutil.rmtree(earlier, ignore_errors=True)
     return folder
 
 
@@ -155,7 +168,7 @@ def build(out, site=False):
         (out / name / path).write_bytes(data)
     from lora_kit.explorer.web import Page
 
-    start = Page().start()
+    start = Page(f"{name}/atlas/").start()
     view = json.loads(start)["view"]
     links = "".join(f'<a href="../{page}">{words}</a>' for words, page in LINKS.items()) if site else ""
     train = 'It is in <a href="../notebooks/06_explore.html">notebook 06</a>.' if site else "It is in notebook 06."

@@ -12,7 +12,7 @@ NESTED = ("controls", "panels", "unused")  # of which only the entries that chan
 
 
 class Page:
-    """A reader's page.
+    """A reader's page. source: where it finds the atlas's pictures, an address that ends with "/".
 
     >>> page = Page()
     >>> sorted(json.loads(page.start("rank=8")))
@@ -22,13 +22,14 @@ class Page:
     ('0.0001', False)
     """
 
-    def __init__(self) -> None:
-        self.session = Session.start()
+    def __init__(self, source: str = "") -> None:
+        self.source, self.session = source, Session.start()
         self._shown = self.session.view()
 
     def start(self, address: str = "") -> str:
         """Begin anew with what an address asks for: what can be turned, pressed and seen, and the view of a `Session`."""
         self.session = Session.from_address(address)
+        self.session.source = self.source
         self._shown = self.session.view()
         return json.dumps(
             {

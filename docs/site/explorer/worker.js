@@ -38,7 +38,7 @@ import sys, zipfile
 zipfile.ZipFile("/kit.zip").extractall("/kit")
 sys.path.insert(0, "/kit")
 from lora_kit.explorer.web import Page
-Page()`);
+Page`)(new URL("atlas/", import.meta.url).href);
   self.postMessage({ alive: true });
   asked.forEach(answer);
 } catch (error) {
