@@ -70,9 +70,9 @@ def write_whole(path: str | Path, write: Callable[[Path], Any], cure: str = "", 
 def made_in(folder: Path, make: Callable[[], Any]) -> Any:
     """What `make` returns, called with the folder there, and again where another process removes that meanwhile."""
     for left in reversed(range(REMOVALS)):
-        with contextlib.suppress(FileExistsError):  # where that is a file, writing says so better
-            folder.mkdir(parents=True)
         try:
+            with contextlib.suppress(FileExistsError):  # where that is a file, writing says so better
+                folder.mkdir(parents=True)
             return make()
         except FileNotFoundError as error:
             if not left or not str(error.filename).startswith(str(folder)):
