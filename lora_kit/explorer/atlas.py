@@ -41,16 +41,16 @@ def atlas(updates: int = 400, **settings: Any) -> Atlas:
     05's: 2e-3, 16, "cosine" and every kind of module. updates: how many are done, up to 400. Raises ValueError for a value that
     no run could have and where no atlas is packed, TypeError for another name.
     """
-    found = read_atlas()
-    if found is None:
+    stored = read_atlas()
+    if stored is None:
         raise ValueError(f"{FILES} holds no atlas: run python scripts/train_atlas.py, then again with --pack")
-    start = dict(learning_rate=2e-3, rank=16, lr_scheduler="cosine", target_modules=found["targets"]["everything"])
+    start = dict(learning_rate=2e-3, rank=16, lr_scheduler="cosine", target_modules=stored["targets"]["everything"])
     for name in settings:
         if name not in start:
             raise TypeError(f"{shown(name)} is not one of {', '.join(start)}: the atlas has no other axes")
     given = {name: check_setting(name, value) for name, value in settings.items()}
     settings, updates = start | given, whole_number("updates", updates, 0)
-    return Atlas(settings, updates, place_of(settings, updates, found))
+    return Atlas(settings, updates, place_of(settings, updates, stored))
 
 
 def atlas_html(settings: Mapping[str, Any], updates: int, source: str = "", folder: Path = FILES) -> str:
@@ -59,10 +59,10 @@ def atlas_html(settings: Mapping[str, Any], updates: int, source: str = "", fold
     settings: a dict of `TrainingConfig` fields with those that `place_of` reads. updates: how many are done. source: where a
     page finds the atlas's pictures, an address that ends with "/"; left out, they stand in the text.
     """
-    found = read_atlas(folder)
-    if found is None:
+    stored = read_atlas(folder)
+    if stored is None:
         return ""
-    place, prompts = place_of(settings, updates, found), found["prompts"]
+    place, prompts = place_of(settings, updates, stored), stored["prompts"]
 
     def picture(name, words, row=0):
         address = source + name if source else f"data:image/webp;base64,{_content(folder / name)}"
@@ -83,9 +83,9 @@ def atlas_html(settings: Mapping[str, Any], updates: int, source: str = "", fold
     parts = [
         f"<div><b>{place.name}</b>: {NAMES[place.name]}</div>",
         f'<div style="{columns}; font-size: 12px">{names}</div>',
-        picture(found["goal"], "the goal: the style's own pictures"),
+        picture(stored["goal"], "the goal: the style's own pictures"),
         lora,
-        _about(place, found),
+        _about(place, stored),
         _chart(place.run, place.stage),
     ]
     return page(f'<div style="max-width: 576px">{"".join(parts)}</div>')
@@ -100,12 +100,12 @@ def _content(path):
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def _about(place, found):
+def _about(place, stored):
     """The run's own settings and losses, and what was asked for otherwise."""
     run, stage = place.run, place.stage
     losses = f"Held-out loss {_loss(run['fixed'][stage])}"
     losses += f" (the base's {_loss(run['fixed'][0])}), loss on training pictures {_loss(run['training'][stage])}."
-    seeds = [_loss(other["fixed"][stage]) for other in found["runs"] if words_of(other) == words_of(run)]
+    seeds = [_loss(other["fixed"][stage]) for other in stored["runs"] if words_of(other) == words_of(run)]
     if len(seeds) > 1:
         losses += f" The held-out losses of {len(seeds)} seeds: {', '.join(seeds)}."
     made = "This run was made" if not place.differs else "The nearest run that was made"
@@ -147,12 +147,12 @@ def map_html(settings: Mapping[str, Any], updates: int, folder: Path = FILES) ->
 
     Each cell of a run has its rate and rank as data-rate and data-rank, so that a skin can turn the knobs to them.
     """
-    found = read_atlas(folder)
-    if found is None:
+    stored = read_atlas(folder)
+    if stored is None:
         return ""
-    place = place_of(settings, updates, found)
+    place = place_of(settings, updates, stored)
     same = [
-        run for run in found["runs"]
+        run for run in stored["runs"]
         if run["sprite"] and all(run[name] == place.run[name] for name in ("lr_scheduler", "targets"))
     ]  # fmt: skip
     losses = [run["fixed"][place.stage] for run in same if run["fixed"][place.stage] is not None]
@@ -171,7 +171,7 @@ def map_html(settings: Mapping[str, Any], updates: int, folder: Path = FILES) ->
     )
     title = f"Held-out loss after {place.updates:,} updates, {place.run['lr_scheduler']}, {place.run['targets']}: rank ↓, learning_rate →"
     table = "width: 100%; max-width: 576px; table-layout: fixed; border-collapse: separate; border-spacing: 2px; font-size: 12px"
-    settings = found["made_with"]["settings"]
+    settings = stored["made_with"]["settings"]
     key = (
         f"{HERE} you are here; ★ the lowest; the lighter the lower, and red where it is above the base's {_loss(base)}; "
         f"{SIGNS['error']} no number any more. Every run: the embedded model on the style {settings['style']}, "

@@ -30,7 +30,7 @@ def range_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Found:
+class RangeTest:
     """What a test has shown so far. base: the loss before it. points: (rate, loss), in the order of the run; a loss may be nan.
     falls, lowest, breaks: the rates where the loss is first clearly below the base's, lowest, and then above the base's; take:
     a tenth of the lowest. Each is None where there is none."""
@@ -43,23 +43,23 @@ class Found:
     take: float | None = None
 
 
-def found(run: Mapping[str, Any]) -> Found:
+def read_test(run: Mapping[str, Any]) -> RangeTest:
     """What the test says. run: a trial of `Trials.progress`.
 
-    >>> test = found({"lr": [1e-4, 1e-3, 1e-2, 1e-1], "fixed": [(0, 1.0), (1, 1.0), (2, 0.9), (3, 0.7), (4, math.nan)]})
+    >>> test = read_test({"lr": [1e-4, 1e-3, 1e-2, 1e-1], "fixed": [(0, 1.0), (1, 1.0), (2, 0.9), (3, 0.7), (4, math.nan)]})
     >>> test.falls, test.lowest, test.breaks, test.take
     (0.001, 0.01, 0.1, 0.001)
     """
     measured = [(done, loss) for done, loss in run["fixed"] if done <= len(run["lr"])]
     if not measured:
-        return Found(None, [])
+        return RangeTest(None, [])
     base, points = measured[0][1], [(run["lr"][done - 1], loss) for done, loss in measured[1:]]
     numbers = [(loss, index) for index, (_, loss) in enumerate(points) if math.isfinite(loss)]
     loss, index = min(numbers, default=(base, 0))
     if not loss < LEARNED * base:
-        return Found(base, points)
+        return RangeTest(base, points)
     lowest = points[index][0]
-    return Found(
+    return RangeTest(
         base, points, lowest=lowest, take=float(f"{lowest / 10:.2g}"),
         falls=next(rate for rate, loss in points if loss < base - NOTICED),
         breaks=next((rate for rate, loss in points[index:] if not loss < base), None),
@@ -69,7 +69,7 @@ def found(run: Mapping[str, Any]) -> Found:
 def range_html(trials: Mapping[str, Any]) -> str:
     """The curve of the loss over the rate, and how it is read; "" without a measurement. trials: of `Trials.progress`."""
     (run,) = trials.values()
-    test = found(run)
+    test = read_test(run)
     if not test.points:
         return ""
     powers = [(math.log10(rate / LOWEST), min(loss, 2 * test.base)) for rate, loss in test.points]  # min keeps a nan
@@ -80,7 +80,7 @@ def range_html(trials: Mapping[str, Any]) -> str:
     return page("<h4>The latest range test</h4>", f"<div>{in_words(test, run['state'] == 'done')}</div>", chart)
 
 
-def in_words(test: Found, done: bool = True) -> str:
+def in_words(test: RangeTest, done: bool = True) -> str:
     """What a test says, in a sentence."""
     if test.take is None:
         return "No rate has taught anything so far." if not done else "No rate of the test has taught anything."

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lora_kit.explorer.panels import running_html, runs_html
-from lora_kit.explorer.range_test import EVERY, UPDATES, found, range_html, range_settings
+from lora_kit.explorer.range_test import EVERY, UPDATES, range_html, range_settings, read_test
 from lora_kit.explorer.state import State, describe
 from lora_kit.explorer.widgets import BUTTON, NARROW_LABEL, Quiet, labelled, titled
 from lora_kit.system.html import page
@@ -190,7 +190,7 @@ class Runs:
             self.each = max(seconds - BEGIN, 1.0) / (updates * self._started)
         if place is self.singles:
             self.past = {name: run for name, run in (self.past | trials).items() if run["updates"]}
-        if place is self.tested and (rate := found(trials["range test"]).take):
+        if place is self.tested and (rate := read_test(trials["range test"]).take):
             self.rate, self.take.description = rate, f"Take the rate {rate:g}"
 
     def _stop(self, _button):

@@ -6,7 +6,7 @@ import math
 import pytest
 from parsed import words
 
-from lora_kit.explorer.range_test import HIGHEST, LOWEST, UPDATES, found, in_words, range_html, range_settings
+from lora_kit.explorer.range_test import HIGHEST, LOWEST, UPDATES, in_words, range_html, range_settings, read_test
 from lora_kit.explorer.trial_settings import trial_settings
 from lora_kit.lr_settings import parse_step_rules
 
@@ -45,23 +45,23 @@ def run(*losses, state="done"):
     ],
 )  # fmt: skip
 def test_how_it_is_read(losses, reading):
-    test = found(run(*losses))
+    test = read_test(run(*losses))
     assert (test.falls, test.lowest, test.breaks, test.take) == reading
     assert len(test.points) == max(len(losses) - 1, 0)
 
 
 def test_what_is_measured_before_its_rate_is_known_waits():
-    assert found(dict(lr=[1e-4], fixed=[(0, 1.0), (1, 0.9), (2, 0.5)])).points == [(1e-4, 0.9)]
+    assert read_test(dict(lr=[1e-4], fixed=[(0, 1.0), (1, 0.9), (2, 0.5)])).points == [(1e-4, 0.9)]
 
 
 def test_in_words():
-    done = found(run(1.0, 1.0, 0.9, 0.7, 3.0))
+    done = read_test(run(1.0, 1.0, 0.9, 0.7, 3.0))
     assert in_words(done) == (
         "The loss falls from 0.001, is lowest at 0.01, breaks at 0.1; a tenth of the lowest is 0.001, which is a good start."
     )
     assert in_words(done, done=False) == "The loss falls from 0.001, is lowest at 0.01, breaks at 0.1."
-    assert in_words(found(run(1.0, 1.0))) == "No rate of the test has taught anything."
-    assert in_words(found(run(1.0, 1.0)), done=False) == "No rate has taught anything so far."
+    assert in_words(read_test(run(1.0, 1.0))) == "No rate of the test has taught anything."
+    assert in_words(read_test(run(1.0, 1.0)), done=False) == "No rate has taught anything so far."
 
 
 def test_the_picture():
