@@ -58,12 +58,16 @@ def name_of(run):
 
 
 def grid():
-    """All runs of the first seed: rank 16 of everything first, then one whole map after the other."""
+    """All runs of the first seed: rank 16 of everything first, then one whole map after the other, and the rates between last."""
     maps = [("everything", "cosine"), ("everything", "constant"), ("attention", "cosine"), ("attention", "constant")]
     order = [(*one, RANKS[:1]) for one in maps[:2]] + [(*maps[0], RANKS[1:]), (*maps[1], RANKS[1:])]
     order += [(*one, RANKS) for one in maps[2:]]
     return [
-        cell(rate, rank, scheduler, targets) for targets, scheduler, ranks in order for rank in ranks for rate in RATES
+        cell(rate, rank, scheduler, targets)
+        for rates in (RATES[:8], RATES[8:])
+        for targets, scheduler, ranks in order
+        for rank in ranks
+        for rate in rates
     ]
 
 
