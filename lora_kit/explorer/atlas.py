@@ -17,6 +17,14 @@ from lora_kit.system.checks import shown, whole_number
 from lora_kit.system.html import page
 from lora_kit.system.looks import SIGNS
 
+IN_ROW = 3  # pictures side by side, at the least
+WINDOW = f"position: relative; overflow: hidden; aspect-ratio: {IN_ROW} / 1; background: #ffffff"
+TAG = "position: absolute; left: 0; top: 0; padding: 0 5px; font-size: 11px; line-height: 16px; background: #ffffffd9; color: #333333"
+COLUMNS = f"display: grid; grid-template-columns: repeat({IN_ROW}, minmax(0, 1fr)); text-align: center; font-size: 12px"
+CHIPS = {  # the sign and the colour of a name
+    "base": ("○", "#556170"), "too low": ("▽", "#556170"), "right": (SIGNS["fine"], "#00785a"),
+    "learned by heart": (SIGNS["warning"], "#8a5300"), "broken": (SIGNS["error"], "#b3261e"),
+}  # fmt: skip
 HERE, NO_MARK, HEAD = "◉", "\xa0", "font-weight: normal; text-align: center; padding: 0"
 BLUE, RED = (0, 114, 178), (213, 94, 0)  # Okabe and Ito's
 
@@ -54,7 +62,7 @@ def atlas(updates: int = 400, **settings: Any) -> Atlas:
 
 
 def atlas_html(settings: Mapping[str, Any], updates: int, source: str = "", folder: Path = FILES) -> str:
-    """What the nearest run draws, below the goal, its name and its losses; "" where no atlas is packed.
+    """What the nearest run draws, below the goal, and its name; "" where no atlas is packed.
 
     settings: a dict of `TrainingConfig` fields with those that `place_of` reads. updates: how many are done. source: where a
     page finds the atlas's pictures, an address that ends with "/"; left out, they stand in the text.
@@ -63,36 +71,34 @@ def atlas_html(settings: Mapping[str, Any], updates: int, source: str = "", fold
     if stored is None:
         return ""
     place, prompts = place_of(settings, updates, stored), stored["prompts"]
+    run, stage = place.run, place.stage
+    drawn = f"the LoRA after {place.updates:,} updates" if stage else "the base model, before the first update"
 
-    def picture(name, words, row=0):
+    def window(kind, name, words, first, row=0):
+        """Three pictures of a strip, or of a row of a run's, which is a picture as wide as six."""
         address = source + name if source else f"data:image/webp;base64,{_content(folder / name)}"
-        look = f"position: absolute; left: 0; top: -{100 * row}%; width: 100%; max-width: none; height: auto; margin: 0"
-        alt = html.escape(f"{', '.join(prompts)}: {words}")
+        wide, shift = 100 * len(prompts) / IN_ROW, 100 * first / IN_ROW
+        look = f"position: absolute; left: -{shift:g}%; top: -{100 * row}%; width: {wide:g}%; max-width: none; height: auto; margin: 0"
+        alt = html.escape(f"{', '.join(prompts[first : first + IN_ROW])}: {words}")
         image = f'<img alt="{alt}" src="{html.escape(address)}" style="{look}">'
-        return f'<div>{html.escape(words)}</div><div style="{_strip(prompts)}">{image}</div>'
+        return f'<div class="lora-kit-{kind}" style="{WINDOW}">{image}<span aria-hidden="true" style="{TAG}">{kind}</span></div>'
 
-    names = "".join(f"<span>{html.escape(prompt)}</span>" for prompt in prompts)
-    columns = f"display: grid; grid-template-columns: repeat({len(prompts)}, minmax(0, 1fr)); text-align: center; align-items: end"
-    if place.stage < place.run["pictures"]:
-        words = (
-            f"the LoRA, after {place.updates:,} updates" if place.updates else "the base model, before the first update"
-        )
-        lora = picture(place.run["sprite"], words, place.stage)
-    else:
-        lora = f'<div style="border: 1px dashed; padding: 8px">{SIGNS["error"]} No picture: the run had ended before.</div>'
-    parts = [
-        f"<div><b>{place.name}</b>: {NAMES[place.name]}</div>",
-        f'<div style="{columns}; font-size: 12px">{names}</div>',
-        picture(stored["goal"], "the goal: the style's own pictures"),
-        lora,
-        _about(place, stored),
-        _chart(place.run, place.stage),
-    ]
-    return page(f'<div style="max-width: 576px">{"".join(parts)}</div>')
+    def block(first):
+        """Three words, what they are to look like, and below it how they are drawn."""
+        names = "".join(f"<b>{html.escape(prompt)}</b>" for prompt in prompts[first : first + IN_ROW])
+        ended = f'<div style="border: 1px dashed; padding: 8px">{SIGNS["error"]} No picture: the run had ended before.</div>'
+        lora = window("drawn", run["sprite"], drawn, first, stage) if stage < run["pictures"] else ended
+        goal = window("goal", stored["goal"], "the style's own pictures", first)
+        return f'<div style="flex: 1 1 210px; max-width: 480px"><div style="{COLUMNS}">{names}</div>{goal}{lora}</div>'
 
-
-def _strip(prompts):
-    return f"position: relative; overflow: hidden; aspect-ratio: {len(prompts)} / 1; background: #ffffff"
+    sign, colour = CHIPS[place.name]
+    chip = f"display: inline-block; padding: 1px 12px; border-radius: 99px; background: {colour}; color: #ffffff; font-weight: bold"
+    blocks = "".join(map(block, range(0, len(prompts), IN_ROW)))
+    return page(
+        f'<div><span style="{chip}">{sign} {place.name}</span> {NAMES[place.name]}</div>',
+        f'<div style="display: flex; flex-wrap: wrap; gap: 4px; margin: 6px 0; max-width: 964px">{blocks}</div>',
+        _about(place, settings),
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -100,21 +106,24 @@ def _content(path):
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def _about(place, stored):
-    """The run's own settings and losses, and what was asked for otherwise."""
-    run, stage = place.run, place.stage
-    losses = f"Held-out loss {_loss(run['fixed'][stage])}"
-    losses += f" (the base's {_loss(run['fixed'][0])}), loss on training pictures {_loss(run['training'][stage])}."
-    seeds = [_loss(other["fixed"][stage]) for other in stored["runs"] if words_of(other) == words_of(run)]
-    if len(seeds) > 1:
-        losses += f" The held-out losses of {len(seeds)} seeds: {', '.join(seeds)}."
-    made = "This run was made" if not place.differs else "The nearest run that was made"
-    lines = [f"{made}: {place.words}.", losses]
+def _about(place, settings):
+    """The run's own settings, and what was asked for otherwise."""
+    lines = [f"{'The nearest run made' if place.differs else 'A run that was made'}: {place.words}."]
     if place.differs:
-        lines.insert(1, f"What you ask for differs: {'; '.join(place.differs)}.")
-    if run["error"]:
-        lines.append(f"{SIGNS['error']} It ended by itself: {run['error']}")
-    return "".join(f"<div>{html.escape(line)}</div>" for line in lines)
+        lines[0] += f" What you ask for differs: {'; '.join(place.differs)}."
+    if (model := settings.get("pretrained_model_name_or_path", "embedded")) != "embedded":
+        lines.insert(0, f"The small embedded model drew these, not {model}, whose rates are others.")
+    if place.run["error"]:
+        lines.append(f"{SIGNS['error']} It ended by itself: {place.run['error']}")
+    return "".join(f'<div style="font-size: 12px">{html.escape(line)}</div>' for line in lines)
+
+
+def _losses(place, stored):
+    """The run's losses in words, and those of its other seeds."""
+    run, stage = place.run, place.stage
+    line = f"Held-out loss {_loss(run['fixed'][stage])} (the base's {_loss(run['fixed'][0])}), loss on training pictures {_loss(run['training'][stage])}."
+    seeds = [_loss(other["fixed"][stage]) for other in stored["runs"] if words_of(other) == words_of(run)]
+    return line + (f" The held-out losses of {len(seeds)} seeds: {', '.join(seeds)}." if len(seeds) > 1 else "")
 
 
 def _loss(value):
@@ -143,7 +152,8 @@ def _chart(run, stage):
 
 
 def map_html(settings: Mapping[str, Any], updates: int, folder: Path = FILES) -> str:
-    """The held-out losses over rate and rank, with the place of `atlas_html` marked, as a table; "" where no atlas is packed.
+    """The held-out losses over rate and rank, with the place of `atlas_html` marked, as a table, and that run's own losses as a
+    chart; "" where no atlas is packed.
 
     Each cell of a run has its rate and rank as data-rate and data-rank, so that a skin can turn the knobs to them.
     """
@@ -169,18 +179,20 @@ def map_html(settings: Mapping[str, Any], updates: int, folder: Path = FILES) ->
         f'<tr><th scope="row" style="{HEAD}">{rank}</th>{"".join(cell(rank, rate) for rate in rates)}</tr>'
         for rank in ranks
     )
-    title = f"Held-out loss after {place.updates:,} updates, {place.run['lr_scheduler']}, {place.run['targets']}: rank ↓, learning_rate →"
-    table = "width: 100%; max-width: 576px; table-layout: fixed; border-collapse: separate; border-spacing: 2px; font-size: 12px"
-    settings = stored["made_with"]["settings"]
+    after = f"after {place.updates:,} updates, {place.run['lr_scheduler']}, {place.run['targets']}"
+    title = f"Held-out loss {after}: rank ↓, learning_rate →"
+    table = "width: 100%; table-layout: fixed; border-collapse: separate; border-spacing: 2px; font-size: 12px"
+    marks = f"{HERE} you are here; ★ the lowest; the lighter the lower, red above the base's {_loss(base)}; {SIGNS['error']} no number any more."
+    made = stored["made_with"]["settings"]
     key = (
-        f"{HERE} you are here; ★ the lowest; the lighter the lower, and red where it is above the base's {_loss(base)}; "
-        f"{SIGNS['error']} no number any more. Every run: the embedded model on the style {settings['style']}, "
-        f"{settings['train_batch_size']} pictures an update, no warm-up, {settings['max_train_steps']} updates planned."
+        f"Every run: the embedded model on the style {made['style']}, {made['train_batch_size']} pictures an update, no warm-up, "
+        f"{made['max_train_steps']} updates planned."
     )
+    chart = f"<summary>The losses of this run</summary>{_chart(place.run, place.stage)}<div>{html.escape(key)}</div>"
     return page(
-        f'<table style="{table}"><caption style="text-align: left; caption-side: top">{html.escape(title)}</caption>'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        f'<div style="font-size: 12px; max-width: 576px">{html.escape(key)}</div>'
+        f'<div style="max-width: 576px; font-size: 12px"><table style="{table}"><caption style="text-align: left; caption-side: top">'
+        f"{html.escape(title)}</caption><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<div>{html.escape(marks)}</div><div>{html.escape(_losses(place, stored))}</div><details>{chart}</details></div>"
     )
 
 

@@ -27,7 +27,8 @@ def svg_learning_rates(
     """The learning rates of a summary's curves and of pinned ones, as the text of an SVG; "" where there is none.
 
     summary: from `summarize`. axis: one of `AXES`. log: rates on a logarithmic scale, three powers of ten deep. cursor: an
-    update of the run, marked by a line; the rates there stand in the legend. pinned: (label, curve), from an earlier
+    update of the run, marked by a line, which says for one who drags it where the run begins and ends; the rates there stand in
+    the legend. pinned: (label, curve), from an earlier
     summary's curves. The warm-up is shaded and epochs are marked, as far as they are at most 60.
     """
     if not summary["curves"]:
@@ -44,9 +45,10 @@ def svg_learning_rates(
     ]
     labels = [(label, look) for label, _, look in shown]
     if cursor is not None:
-        place = position_of(run, axis, cursor)
+        place, updates = position_of(run, axis, cursor), run["ends"]["updates"]
+        span = f'data-from="{frame.x(0)}" data-to="{frame.x(run["ends"][axis])}" data-updates="{updates}"'
         parts.append(
-            f'<path d="M{frame.x(place)} {frame.top}V{frame.bottom}" stroke="currentColor" stroke-width="1.5"/>'
+            f'<path {span} d="M{frame.x(place)} {frame.top}V{frame.bottom}" stroke="currentColor" stroke-width="1.5"/>'
             f'<text x="{LEFT}" y="285">read at update {cursor:,}</text>'
         )
         rates = [rate_at(curve, axis, place) for _, curve, _ in shown]

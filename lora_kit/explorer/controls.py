@@ -104,6 +104,12 @@ _SETTINGS: dict[str, tuple] = {
         ("lr_step_rules", "steps of the rate", "text", {}),
         ("scale_lr", "rate times batch", "switch", {}),
     ),
+    "LoRA and model": (
+        ("rank", "rank", "slider", dict(low=1, high=128, step=1)),
+        ("target_modules", "layers", "text", dict(options=tuple(TARGET_SETS.items()))),
+        ("pretrained_model_name_or_path", "model", "choice", dict(options=_models())),
+        ("mixed_precision", "precision", "choice", dict(options=PRECISIONS)),
+    ),
     "Length and batches": (
         ("num_examples", "pictures", "number", dict(low=1)),
         ("train_batch_size", "batch size", "slider", dict(low=1, high=32, step=1)),
@@ -119,12 +125,6 @@ _SETTINGS: dict[str, tuple] = {
         ("adam_epsilon", "epsilon", "logarithmic", dict(low=1e-12, high=1e-2, step=NOTCH)),
         ("max_grad_norm", "clipping", "slider", dict(low=0.0, high=5.0, step=0.1)),
         ("use_8bit_adam", "8-bit Adam", "switch", {}),
-    ),
-    "LoRA and model": (
-        ("pretrained_model_name_or_path", "model", "choice", dict(options=_models())),
-        ("rank", "rank", "slider", dict(low=1, high=128, step=1)),
-        ("target_modules", "layers", "text", dict(options=tuple(TARGET_SETS.items()))),
-        ("mixed_precision", "precision", "choice", dict(options=PRECISIONS)),
     ),
 }
 _OWN_HELP = {
@@ -152,8 +152,7 @@ LOOKS = {  # what changes no setting
                 "Moves the line in the picture; the rates there stand below it.", 0, 1, 1),
         Control("kind", "as", PANELS["command"], "choice", "The text to copy.",
                 options=tuple((words, name) for name, words in KINDS.items())),
-        Control("trainers", "trainers (Ctrl and a click adds one, or takes it away)", PANELS["notes"], "several",
-                "What the same words mean to other trainers; several with Ctrl or Shift.",
+        Control("trainers", "trainers", PANELS["notes"], "several", "What the same words mean to other trainers.",
                 options=tuple((trainer.name, key) for key, trainer in TRAINERS.items())),
     )
 }  # fmt: skip

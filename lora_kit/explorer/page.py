@@ -80,6 +80,7 @@ class Explorer:
         self.looks["pasted"] = ipywidgets.Textarea(placeholder=pasted, layout=ROW | {"height": "4em"})
         self.looks["log"].indent, self.looks["cursor"].readout = False, True
         self.looks["trainers"].layout = {"width": "100%", "max_width": "32em"}
+        self.looks["trainers"].description += "\n(Ctrl and a click adds one, or takes it away)"
         self.looks["trainers"].add_class("lora-kit-above")
         for name in ("axis", "log", "cursor", "trainers", "kind"):
             look = self._doing(lambda value, name=name: self.session.look(**{name: value}))

@@ -68,7 +68,7 @@ def view_of(state: State, refused: Mapping[str, str], kind: str, source: str = "
 def answer_html(summary: Mapping[str, Any]) -> str:
     """The run in a line: its peak and where, how long it is, and how many problems the doctor sees."""
     wrong = sum(finding["status"] != "fine" for finding in summary["findings"]) or len(summary["errors"])
-    problems = f"<b>{counted(wrong, 'problem')}</b>" if wrong else "no problem"
+    problems = f'<b class="lora-kit-bad">{counted(wrong, "problem")}</b>' if wrong else "no problem"
     if not summary["curves"]:
         return page(f"nothing to draw · {problems}")
     run, rates = summary["curves"][0], summary["rates"]

@@ -23,14 +23,16 @@ class Page:
     """
 
     def __init__(self, source: str = "") -> None:
-        self.source, self.session = source, Session.start()
-        self._shown = self.session.view()
+        self.source = source
+        self._begin(Session.start())
+
+    def _begin(self, session):
+        session.source = self.source
+        self.session, self._shown = session, session.view()
 
     def start(self, address: str = "") -> str:
         """Begin anew with what an address asks for: what can be turned, pressed and seen, and the view of a `Session`."""
-        self.session = Session.from_address(address)
-        self.session.source = self.source
-        self._shown = self.session.view()
+        self._begin(Session.from_address(address))
         return json.dumps(
             {
                 "groups": GROUPS,

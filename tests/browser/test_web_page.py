@@ -17,7 +17,6 @@ from playwright.sync_api import expect
 from lora_kit.explorer.controls import CONTROLS, KINDS, LOOKS, TARGET_SETS
 from lora_kit.explorer.presets import PRESETS
 from lora_kit.explorer.session import Session
-from lora_kit.explorer.web import Page
 from lora_kit.steps import AXES
 from lora_kit.trainers.known import TRAINERS
 
@@ -60,7 +59,7 @@ def serving(folder, port=0):
     server = ThreadingHTTPServer(("127.0.0.1", port), functools.partial(build_explorer.Handler, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}/", port=server.server_port)
+        yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}/", port=server.server_port, folder=folder)
     finally:
         server.shutdown()
         server.server_close()
@@ -75,18 +74,26 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(built):
+def site(built):
     with serving(built) as server:
-        yield server.url
+        yield server
+
+
+def view_of(address, built):
+    """What lora_kit says of an address, with the pictures where the page has them."""
+    (assets,) = (path for path in built.iterdir() if path.is_dir())
+    session = Session.from_address(address)
+    session.source = f"{assets.name}/atlas/"
+    return json.loads(json.dumps(session.view()))
 
 
 class Reader:
     """Someone at the page."""
 
-    def __init__(self, page, url, address=""):
-        self.page, self.errors = page, []
+    def __init__(self, page, site, address=""):
+        self.page, self.site, self.errors = page, site, []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.goto(url + address)
+        page.goto(site.url + address)
         page.locator(ALIVE).wait_for()
 
     def knob(self, name):
@@ -101,28 +108,27 @@ class Reader:
         self.agrees()
 
     def agrees(self):
-        session = Session.from_address(self.page.evaluate("location.hash"))
         self.page.wait_for_function(
             f"view => ({OTHERWISE})(view).length === 0 || (window.wrong = ({OTHERWISE})(view), false)",
-            arg=session.view(),
+            arg=view_of(self.page.evaluate("location.hash"), self.site.folder),
         )
         assert self.errors == []
 
 
-def test_the_first_picture_stands_in_the_html(built, url, browser):
-    view = json.loads(Page().start())["view"]
+def test_the_first_picture_stands_in_the_html(built, site, browser):
+    view = view_of("", built)
     text = (built / "index.html").read_text()
     assert all(view["panels"][name] in text for name in view["panels"])
     with contextlib.closing(browser.new_context(java_script_enabled=False)) as context:
         page = context.new_page()
-        page.goto(url)
+        page.goto(site.url)
         expect(page.locator("#stage")).to_contain_text(f"{view['rate']} {view['cursor']['said']}")
         expect(page.locator("svg[role=img]").first).to_be_visible()
         expect(page.locator("#answer")).to_contain_text("200 updates")
 
 
-def test_every_setting(page, url):
-    reader = Reader(page, url)
+def test_every_setting(page, site):
+    reader = Reader(page, site)
     kinds = {
         "lr_warmup_steps": "cosine",
         "lr_num_cycles": "cosine_with_restarts",
@@ -175,9 +181,9 @@ def test_every_setting(page, url):
     expect(reader.knob("num_train_epochs")).to_be_visible()
 
 
-def test_what_is_looked_at_and_pasted_and_played(page, url):
+def test_what_is_looked_at_and_pasted_and_played(page, site):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    reader = Reader(page, url)
+    reader = Reader(page, site)
     for words in AXES.values():
         page.locator("#axis").select_option(words)
         expect(page.locator(".picture svg")).to_contain_text(words)
@@ -217,14 +223,76 @@ def test_what_is_looked_at_and_pasted_and_played(page, url):
     assert page.evaluate("navigator.clipboard.readText()") == page.url
     page.locator("#play").click()
     expect(page.locator("#said")).to_contain_text("at update 14,999 of 15,000")
-    expect(page.locator("#play")).to_have_text("▶ Play")
+    expect(page.get_by_role("button", name="Play")).to_be_visible()
     page.locator("#cursor").press("Home")
     reader.settles("cursor=0")
 
 
-def test_the_address_there_and_back_and_what_it_hides(page, url):
+def test_the_line_goes_where_the_picture_is_touched_and_the_map_turns_two_knobs(page, site):
+    reader = Reader(page, site)
+    box = page.locator(".picture svg").bounding_box()
+
+    def over(share):
+        """A place on the picture, as a share of the run: it goes from 86 to 550 of 576 units."""
+        return box["x"] + box["width"] * (86 + 464 * share) / 576, box["y"] + 100
+
+    page.mouse.move(*over(0.25))
+    page.mouse.down()
+    reader.settles("cursor=50")
+    page.mouse.move(*over(0.75), steps=10)
+    reader.settles("cursor=150")
+    page.mouse.move(5000, 0, steps=5)  # beyond its end
+    reader.settles("cursor=199")
+    page.mouse.up()
+    page.mouse.move(*over(0.5), steps=5)  # no button is pressed
+    page.mouse.click(box["x"] + 20, box["y"] + 100)  # before its start
+    reader.settles("cursor=0")
+    reader.knob("rank").press("ArrowLeft")
+    reader.settles("rank=15&cursor=0")
+    cells = [page.locator(f"[data-rate='{rate}'][data-rank='{rank}']") for rate, rank in (("0.05", 16), ("0.0001", 16))]
+    first, last = (cell.bounding_box() for cell in cells)
+    page.mouse.move(first["x"] + 5, first["y"] + 5)
+    page.mouse.down()
+    reader.settles("learning_rate=0.05")
+    page.mouse.move(last["x"] + 5, last["y"] + 5, steps=10)
+    page.mouse.up()
+    reader.settles("learning_rate=0.0001")
+    expect(reader.field("rank")).to_have_value("16")
+    expect(page.locator("[data-rate][aria-current]")).to_have_attribute("data-rate", "0.0001")
+
+
+DRAWN = """selector => [...document.querySelectorAll(selector)].map(image => [image.src.split("/").pop(), image.complete && image.naturalWidth])"""
+
+
+def test_the_pictures_follow_the_knobs(page, site):
+    reader = Reader(page, site, "#cursor=199")
+    for rate in ("0.0001", "0.01", "0.05"):
+        reader.field("learning_rate").fill(rate)
+        reader.field("learning_rate").press("Enter")
+        reader.settles(f"learning_rate={rate}")
+        name = f"everything-cosine-rank16-rate{float(rate):g}-seed0.webp"
+        page.wait_for_function(
+            f"name => ({DRAWN})('.lora-kit-drawn img').flat().join() === [name, 384, name, 384, name, 384, name, 384].join()",
+            arg=name,
+        )
+        assert page.locator(".lora-kit-drawn img").evaluate_all("all => all.map(one => one.style.top)") == ["-400%"] * 4
+    expect(page.locator("#atlas")).to_contain_text("broken")
+    expect(page.locator("#strip")).to_be_hidden()
+    page.set_viewport_size({"width": 390, "height": 844})
+    reader.knob("rank").scroll_into_view_if_needed()
+    reader.knob("rank").focus()
+    strip, knob = (page.locator(one).bounding_box() for one in ("#strip", "#knob-rank"))
+    assert 0 <= strip["y"] < knob["y"] <= 844 - knob["height"] and round(strip["height"]) == 65
+    page.locator("#cursor").press("Home")
+    reader.settles("cursor=0")
+    expect(page.locator("#atlas")).to_contain_text("No update yet: this is the base model.")
+    page.evaluate("location.hash = 'hide=atlas'")
+    expect(page.locator("#strip")).to_be_hidden()
+
+
+def test_the_address_there_and_back_and_what_it_hides(page, site):
     address = "#rank=8&learning_rate=0.0001&num_processes=4&axis=epochs&trainers=kohya&cursor=7&kind=yaml&hide=memory,rank,preset"
-    reader = Reader(page, url, address)
+    reader = Reader(page, site, address)
     reader.agrees()
     for hidden in (".knob[data-name=rank]", "[data-panel=memory]", "[data-name=preset]"):
         expect(page.locator(hidden)).to_be_hidden()
@@ -240,8 +308,8 @@ def test_the_address_there_and_back_and_what_it_hides(page, url):
     page.screenshot(path=front_ends.KEPT / "page-embedded.png")
 
 
-def test_with_the_keyboard_alone_the_puzzle_is_mended(page, url):
-    reader = Reader(page, url)
+def test_with_the_keyboard_alone_the_puzzle_is_mended(page, site):
+    reader = Reader(page, site)
 
     def tab_to(selector):
         seen = []
@@ -276,7 +344,7 @@ KEPT = """navigator.serviceWorker.ready.then(({ active }) => active.state === "a
 
 def test_it_works_without_a_network_and_a_new_build_replaces_the_old(page, built, tmp_path):
     with serving(built) as server:
-        reader = Reader(page, server.url)
+        reader = Reader(page, server)
         (old,) = page.evaluate(KEPT)
     page.reload()  # the server is gone
     page.locator(ALIVE).wait_for()
@@ -309,16 +377,16 @@ ASKED = """([worker, texts]) => new Promise((done, failed) => {
 
 
 @pytest.mark.parametrize("count", [80, pytest.param(500, marks=pytest.mark.long)])
-def test_both_skins_have_the_same_texts_for_random_settings(page, url, count):
+def test_both_skins_have_the_same_texts_for_random_settings(page, site, count):
     """The notebook's half is in tests/explorer/test_page.py."""
     dice = random.Random(19)
     addresses = [f"#{randomly_turned(dice).view()['address']}" for _ in range(count)]
-    reader = Reader(page, url)
+    reader = Reader(page, site)
     worker = page.evaluate("document.querySelector('link[rel=stylesheet]').href.replace('explorer.css', 'worker.js')")
     views = page.evaluate(ASKED, [worker, addresses])
     assert len(set(addresses)) > 0.98 * count
     for address, view in zip(addresses, views, strict=True):
-        assert view == json.loads(json.dumps(Session.from_address(address).view())), address
+        assert view == view_of(address, site.folder), address
     for address, view in list(zip(addresses, views, strict=True))[:25]:
         page.evaluate("address => { location.hash = address; }", address)
         page.wait_for_function(f"view => !({OTHERWISE})(view).length", arg=view)
@@ -326,10 +394,10 @@ def test_both_skins_have_the_same_texts_for_random_settings(page, url, count):
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_readable_by_everybody(page, url, width):
+def test_readable_by_everybody(page, site, width):
     axe = build_explorer.fetched(*AXE) / "axe.min.js"
     page.set_viewport_size({"width": width, "height": 740})
-    Reader(page, url, "#num_processes=4&lr_warmup_steps=500&trainers=kohya&learning_rate=0.1&max_train_steps=300")
+    Reader(page, site, "#num_processes=4&lr_warmup_steps=500&trainers=kohya&learning_rate=0.1&max_train_steps=300")
     page.add_script_tag(path=axe)
     for group in page.locator(".group:not([open]) summary").all():
         group.click()

@@ -161,26 +161,59 @@ def test_the_pictures_of_a_place(folder):
     shown = atlas_html(START, 60, folder=folder)
     images = attributes(shown, "img", "alt", "src")
     assert images == [
-        ('fox, a "trophy": the goal: the style\'s own pictures', "data:image/webp;base64,Z29h"),  # "goa"
-        ('fox, a "trophy": the LoRA, after 50 updates', "data:image/webp;base64,ZXZl"),  # "eve"
+        ('fox, a "trophy": the style\'s own pictures', "data:image/webp;base64,Z29h"),  # "goa"
+        ('fox, a "trophy": the LoRA after 50 updates', "data:image/webp;base64,ZXZl"),  # "eve"
     ]
     tops = [re.search(r"top: -(\d+)%", look)[1] for look in attributes(shown, "img", "style")]
     assert tops == ["0", "200"]  # the third row of the run's picture
-    assert texts(shown, "span") == ["fox", 'a "trophy"']
+    assert texts(shown, "span") == ["✓ right", "goal", "drawn"]
     text = words(shown)
-    assert text.startswith(f"right: {NAMES['right']}")
-    assert "The nearest run that was made: learning_rate 0.001, rank 4, cosine, everything, after 50 updates." in text
-    assert "What you ask for differs: this is after 60 updates." in text
+    assert text.startswith(f"✓ right {NAMES['right']}foxa \"trophy\"goal")
+    assert text.endswith(
+        "The nearest run made: learning_rate 0.001, rank 4, cosine, everything, after 50 updates. What you ask for differs: "
+        "this is after 60 updates."
+    )
+    assert "script" not in {tag for tag, _, _ in elements(shown)}
+
+
+def test_the_losses_of_a_place(folder):
+    text = words(map_html(START, 60, folder=folder))
     assert "Held-out loss 0.500 (the base's 1.000), loss on training pictures 0.500." in text
     assert "The held-out losses of 3 seeds: 0.500, 0.500, 0.500." in text
-    assert "script" not in {tag for tag, _, _ in elements(shown)}
+    assert "3 seeds: 0.400, 0.450, 0.350." in words(map_html(START, 100, folder=folder))
+    assert "seeds" not in words(map_html(START | {"rank": 16}, 100, folder=folder))
+    assert "Held-out loss no number" in words(map_html(START | {"learning_rate": 1e-1}, 50, folder=folder))
+
+
+def test_six_pictures_are_shown_in_two_threes(folder):
+    """Each a window of three on a picture as wide as six, at the row of its updates."""
+    path = folder / "atlas.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prompts": list("abcdef")}))
+    shown = atlas_html(START, 100, "files/", folder)
+    looks = attributes(shown, "img", "alt", "style")
+    where = [(alt[:7], *re.findall(r"(?:left|top|width): (-?\d+)%", look)) for alt, look in looks]
+    goal, lora = ("-0", "200"), ("-300", "200")
+    assert where == [
+        ("a, b, c", "-0", *goal),
+        ("a, b, c", "-0", *lora),
+        ("d, e, f", "-100", *goal),
+        ("d, e, f", "-100", *lora),
+    ]
+    assert texts(shown, "b") == list("abcdef")
 
 
 def test_a_run_that_was_made_is_said_to_be(folder):
     text = words(atlas_html(START, 100, folder=folder))
-    assert "This run was made: learning_rate 0.001" in text and "differs" not in text
-    assert "The held-out losses of 3 seeds: 0.400, 0.450, 0.350." in text
-    assert "the base model, before the first update" in words(atlas_html(START, 0, folder=folder))
+    assert "A run that was made: learning_rate 0.001" in text and "differs" not in text
+    alts = attributes(atlas_html(START, 0, folder=folder), "img", "alt")
+    assert alts[1] == 'fox, a "trophy": the base model, before the first update'
+
+
+def test_another_model_s_pictures_are_not_claimed(folder):
+    text = words(atlas_html(START | {"pretrained_model_name_or_path": "a/model"}, 100, folder=folder))
+    assert "The small embedded model drew these, not a/model, whose rates are others." in text
+    own = words(atlas_html(START | {"pretrained_model_name_or_path": "embedded"}, 100, folder=folder))
+    assert own == words(atlas_html(START, 100, folder=folder)) and "small" not in own
 
 
 def test_pictures_by_their_addresses(folder):
@@ -193,17 +226,16 @@ def test_a_run_that_ended_by_itself(folder):
     before, after = (atlas_html(high, updates, folder=folder) for updates in (25, 50))
     assert len(attributes(before, "img", "src")) == 2 and len(attributes(after, "img", "src")) == 1
     text = words(after)
-    assert text.startswith("broken") and "No picture: the run had ended before." in text and ERROR in text
-    assert "Held-out loss no number" in text
+    assert text.startswith("✗ broken") and "No picture: the run had ended before." in text and ERROR in text
 
 
 def test_the_chart_of_a_place(folder):
-    shown = atlas_html(START | {"learning_rate": 1e-1}, 25, folder=folder)
+    shown = map_html(START | {"learning_rate": 1e-1}, 25, folder=folder)
     ((label,),) = [[label] for label in attributes(shown, "svg", "aria-label")]
     assert label.startswith("Losses of this run, which go on above the edge: held-out loss: 1.000, 9.500, no number,")
     here = [path for path in attributes(shown, "path", "d") if path.endswith("V150")]
     assert "M202.0 30V150" in here  # a quarter of 464 pixels behind 86
-    calm = atlas_html(START, 25, folder=folder)
+    calm = map_html(START, 25, folder=folder)
     assert attributes(calm, "svg", "aria-label")[0].startswith("Losses of this run: held-out loss: 1.000, 0.700")
 
 
@@ -298,8 +330,9 @@ def test_the_grid():
     cells = [script.name_of(cell) for cell in script.grid()]
     assert len(cells) == len(set(cells)) == len(script.RATES) * 4 * 2 * 2
     assert {1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 5e-2, 2e-1} <= set(script.RATES) and set(script.RANKS) == {1, 4, 16, 64}
-    first = script.grid()[: 2 * len(script.RATES)]
-    assert {(cell["rank"], cell["targets"]) for cell in first} == {(16, "everything")}
+    grid = script.grid()
+    assert {(cell["rank"], cell["targets"]) for cell in grid[:16]} == {(16, "everything")}
+    assert {cell["learning_rate"] for cell in grid[:128]} == set(script.RATES[:8])
 
 
 def test_other_seeds_are_of_the_best_rates():
@@ -351,7 +384,7 @@ def test_a_run_is_made_packed_and_shown_and_one_that_breaks_is_kept(short, tmp_p
     sheet = script.opened(tmp_path / "files" / packed["runs"][0]["sprite"])
     assert sheet.size == (128, 128) and script.opened(tmp_path / "files" / "goal.webp").size == (128, 64)
     page = atlas_html(START | {"target_modules": TARGET_MODULES}, 2, folder=tmp_path / "files")
-    assert words(page).startswith("too low")
+    assert words(page).startswith("▽ too low")
 
 
 # what is packed

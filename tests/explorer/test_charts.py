@@ -71,7 +71,14 @@ def test_every_element_of_a_picture():
         ("circle", {"cx": "202.0", "cy": "39.5", "r": "3", "fill": "#0072B2"}, ""),
         ("circle", {"cx": "318.0", "cy": "134.8", "r": "3", "fill": "#0072B2"}, ""),
         ("circle", {"cx": "434.0", "cy": "230.0", "r": "3", "fill": "#0072B2"}, ""),
-        ("path", {"d": "M318.0 30V230", "stroke": "currentColor", "stroke-width": "1.5"}, ""),
+        (
+                "path",
+                {
+                    "data-from": "86.0", "data-to": "550.0", "data-updates": "4", "d": "M318.0 30V230", "stroke": "currentColor",
+                    "stroke-width": "1.5",
+                },
+                "",
+            ),
         ("text", {"x": "86", "y": "285"}, "read at update 2"),
         *(
             element
@@ -210,6 +217,9 @@ def test_the_cursor_reads_every_curve():
     others = curve("one process", [2e-3] * 8, "expected", images=4), curve("kohya", [3e-3] * 4, "kohya")
     svg = svg_learning_rates(summary(*others), "images", cursor=3, pinned=[("A", curve("A", [7e-4]))])
     assert ("M434.0 30V230", "1.5") in attributes(svg, "path", "d", "stroke-width")
+    # the run ends at a half of an axis on which others go on: there one who drags the line finds its last update
+    spans = attributes(svg, "path", "data-from", "data-to", "data-updates")
+    assert [span for span in spans if span[0]] == [("86.0", "550.0", "4")]
     assert texts(svg)[-4:] == ["0: as applied", "0.002: one process", "ended: A", "0.003: kohya"]
     assert "read at update 3" in texts(svg)
 

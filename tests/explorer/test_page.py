@@ -271,9 +271,12 @@ def test_values_beyond_the_sliders_are_not_cut():
         assert page.knobs[name].value == float(page.numbers[name].value) == value
 
 
-def test_pictures_that_are_not_there_have_no_heading():
+@pytest.mark.parametrize(("stored", "display"), [(True, None), (False, "none")])
+def test_pictures_that_are_not_there_have_no_heading(stored, display, monkeypatch):
+    if not stored:
+        monkeypatch.setattr("lora_kit.explorer.atlas.read_atlas", lambda folder: None)
     page = explorer()
-    assert {name: box.layout.display for name, box in page.titled.items()} == dict(atlas="none", map="none")
+    assert {name: box.layout.display for name, box in page.titled.items()} == dict(atlas=display, map=display)
 
 
 def test_needs_no_torch():

@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import build_explorer
 
 
-def test_the_address_of_the_pictures_outlasts_a_start():
+def test_the_address_of_the_pictures_is_there_before_a_start_and_after_it():
     page = Page("abc/atlas/")
+    assert page.session.source == "abc/atlas/"
     for address in ("", "rank=8"):
         page.start(address)
         assert page.session.source == "abc/atlas/"

@@ -12,12 +12,14 @@ function make(tag, attributes = {}, ...children) {
   return made;
 }
 
-// What the reader does goes to Python one at a time; of what waits, the latest of a kind replaces the one before.
+// What the reader does goes to Python one at a time; of what waits, the latest of a kind replaces the one before, as far as
+// nothing without a kind lies between.
 const waiting = [];
 let busy = true, alive = false;
 
 function act(event, kind) {
-  if (kind && waiting.at(-1)?.kind === kind) waiting.pop();
+  const since = waiting.findLastIndex((one) => !one.kind || one.kind === kind);
+  if (kind && waiting[since]?.kind) waiting.splice(since, 1);
   waiting.push({ text: typeof event === "string" ? event : JSON.stringify(event), kind });
   if (!busy) next();
 }
@@ -67,20 +69,30 @@ function place(changed) {
     place.innerHTML = html;
     $$("details", place).forEach((one, index) => (one.open = open[index] ?? false));
   }
+  if (changed.panels?.atlas !== undefined) strip();
   if (changed.cursor) $("#said").textContent = view.cursor.said;
   bound.forEach((set) => set());
   show();
   saveAddress();
 }
 
+// What the LoRA draws, once more: on a phone it stays in sight above the curve.
+function strip() {
+  $("#strip").replaceChildren(...$$("[data-body=atlas] .lora-kit-drawn").map((picture) => picture.cloneNode(true)));
+}
+
 // What is put away: knobs that do nothing now, empty panels, and what the address hides.
 function show() {
   const hidden = new Set(view.hidden);
+  for (const part of $$("[data-part]")) part.hidden = false;
   for (const part of $$("[data-name]")) part.hidden = hidden.has(part.dataset.name) || part.dataset.name in view.folded;
   for (const panel of $$("[data-panel]")) {
     const name = panel.dataset.panel, empty = ["atlas", "map"].includes(name) && !view.panels[name];
     panel.hidden = empty || hidden.has(name) || (view.embedded !== "" && view.embedded !== name);
   }
+  for (const part of $$("[data-part]")) part.hidden ||= view.embedded !== "" && !part.dataset.part.split(" ").includes(view.embedded);
+  $("#stage").hidden = ![...$("#stage").children].some((part) => !part.hidden);
+  $("#strip").hidden = view.embedded !== "" || hidden.has("atlas") || !$("#strip").children.length;
   for (const group of $$(".group")) {
     const line = view.unused[group.dataset.group];
     if ($(".unused", group).innerHTML !== line) $(".unused", group).innerHTML = line;
@@ -92,6 +104,7 @@ function show() {
     const name = button.dataset.do;
     button.textContent = (name === "mend" && view.mend) || start.buttons[name][0];
     button.disabled = (name === "mend" && !view.mend) || (name === "unpin" && !view.pinned);
+    if (name === "unpin") button.hidden = !view.pinned;
   }
   $("#copy-command").disabled = !(view.kind in view.commands);
   $("#play").disabled = !view.rate;
@@ -161,7 +174,7 @@ function knob(control) {
   const { name, word, kind, help } = control, now = () => view.controls[name], id = `knob-${name}`;
   const row = make("div", { class: `knob ${kind}`, "data-name": name, title: help });
   const label = make("label", { for: id }, make("span", { class: "word" }, word));
-  if (word !== name) label.append(" ", make("code", {}, name));
+  if (word !== name) label.append(" ", make("code", {}, ...name.split(/(?<=_)/).flatMap((part) => [part, make("wbr")])));
   let input;
   const typed = (text) => act({ do: "type", name, text });
   if (kind === "choice") {
@@ -210,7 +223,7 @@ for (const [title, names] of Object.entries(start.groups)) {
   group.append(make("summary", {}, make("h2", {}, title)), ...names.map((name) => knob(start.controls[name])), make("div", { class: "unused" }));
   $("#groups").append(group);
 }
-for (const panel of $$(".card")) $("h2", panel).textContent ||= start.panels[panel.dataset.panel];
+for (const panel of $$(".card, #map")) $("h2", panel).textContent ||= start.panels[panel.dataset.panel];
 for (const name of ["preset", "axis"]) {
   const select = $(`#${name}`), send = (value) => (name === "preset" ? act({ do: "take_preset", name: value }) : look(name, value));
   $("span", select.parentElement).textContent = start.looks[name].word;
@@ -238,28 +251,49 @@ for (const button of $$("[data-do]")) {
   };
 }
 
-// A map's cells are pairs of knobs: a click, or a finger that is drawn over them, turns both.
-for (const type of ["click", "pointermove"]) {
-  $("[data-body=map]").addEventListener(type, (event) => {
-    const cell = (type === "click" ? event.target : document.elementFromPoint(event.clientX, event.clientY))?.closest("[data-rate]");
-    if (!cell || (type === "pointermove" && !event.buttons)) return;
-    act({ do: "turn", name: "learning_rate", value: Number(cell.dataset.rate) }, "map rate");
-    act({ do: "turn", name: "rank", value: Number(cell.dataset.rank) }, "map rank");
-  });
-}
+// A finger drawn over the picture moves the line in it; over the map it turns rate and rank.
+const follow = {
+  picture(event) {
+    const line = $("[data-updates]"), { from, to, updates } = line.dataset;
+    const { x } = new DOMPoint(event.clientX, event.clientY).matrixTransform(line.getScreenCTM().inverse());
+    stop();
+    look("cursor", Math.round(Math.min(Math.max(((x - from) / (to - from)) * updates, 0), view.cursor.max)));
+  },
+  map(event) {
+    const cell = document.elementFromPoint(event.clientX, event.clientY)?.closest("[data-rate]");
+    if (!cell || (event.type === "pointermove" && cell.hasAttribute("aria-current"))) return;
+    turn("learning_rate", Number(cell.dataset.rate));
+    turn("rank", Number(cell.dataset.rank));
+  },
+};
+let followed;
+addEventListener("pointerdown", (event) => {
+  if (event.button !== 0 || !event.target.closest(".picture svg:has([data-updates]), [data-rate]")) return;
+  followed = follow[event.target.closest("[data-body]").dataset.body];
+  followed(event);
+});
+addEventListener("pointermove", (event) => followed?.(event));
+for (const type of ["pointerup", "pointercancel"]) addEventListener(type, () => (followed = undefined));
 
-// Play: the cursor from 0 to the end, as fast as the pictures come.
+// Play: the cursor from 0 to the end, or from where the reader has left it, as fast as the pictures come.
 const LASTS = 8000; // ms
+let plays = false, left = false;
+function playing(now) {
+  plays = now;
+  $("#play").textContent = plays ? "❚❚" : "▶";
+  $("#play").setAttribute("aria-label", plays ? "Pause" : "Play");
+}
 function stop() {
   onplaced = () => {};
-  $("#play").textContent = "▶ Play";
+  left = true;
+  playing(false);
 }
 $("#play").onclick = () => {
-  if ($("#play").textContent !== "▶ Play") return stop();
-  const { value, max } = view.cursor, from = value < max ? value : 0, begun = performance.now();
-  $("#play").textContent = "❚❚ Pause";
+  if (plays) return stop();
+  const { value, max } = view.cursor, from = left && value < max ? value : 0, begun = performance.now();
+  playing(true);
   onplaced = () => requestAnimationFrame((now) => {
-    if ($("#play").textContent === "▶ Play") return;
+    if (!plays) return;
     const update = Math.min(Math.round(from + (view.cursor.max * (now - begun)) / LASTS), view.cursor.max);
     if (view.cursor.value >= view.cursor.max) stop();
     else if (update === view.cursor.value) onplaced();
@@ -269,6 +303,7 @@ $("#play").onclick = () => {
 };
 
 // Copying, colours, addresses.
+$("#answer").onclick = ({ target }) => target.matches(".lora-kit-bad") && $("#findings").scrollIntoView({ block: "center" });
 async function copy(button, text) {
   const words = (button.dataset.words ??= button.textContent);
   try {
@@ -306,5 +341,6 @@ function keepForLater() {
 }
 
 paintTheme();
+strip();
 bound.forEach((set) => set());
 show();

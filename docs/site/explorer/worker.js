@@ -38,7 +38,7 @@ import sys, zipfile
 zipfile.ZipFile("/kit.zip").extractall("/kit")
 sys.path.insert(0, "/kit")
 from lora_kit.explorer.web import Page
-Page`)(new URL("atlas/", import.meta.url).href);
+Page`)(`${import.meta.url.split("/").at(-2)}/atlas/`);
   self.postMessage({ alive: true });
   asked.forEach(answer);
 } catch (error) {
