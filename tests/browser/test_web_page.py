@@ -376,7 +376,7 @@ ASKED = """([worker, texts]) => new Promise((done, failed) => {
 })"""
 
 
-@pytest.mark.parametrize("count", [80, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.long)])
 def test_both_skins_have_the_same_texts_for_random_settings(page, site, count):
     """The notebook's half is in tests/explorer/test_page.py."""
     dice = random.Random(19)

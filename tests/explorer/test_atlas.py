@@ -168,7 +168,7 @@ def test_the_pictures_of_a_place(folder):
     assert tops == ["0", "200"]  # the third row of the run's picture
     assert texts(shown, "span") == ["✓ right", "goal", "drawn"]
     text = words(shown)
-    assert text.startswith(f"✓ right {NAMES['right']}foxa \"trophy\"goal")
+    assert text.startswith(f'✓ right {NAMES["right"]}foxa "trophy"goal')
     assert text.endswith(
         "The nearest run made: learning_rate 0.001, rank 4, cosine, everything, after 50 updates. What you ask for differs: "
         "this is after 60 updates."
