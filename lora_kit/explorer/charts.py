@@ -36,8 +36,7 @@ def svg_learning_rates(
     shown = shown_curves(summary["curves"], axis, pinned)
     run = summary["curves"][0]
     end = max(curve["ends"][axis] for _, curve, _ in shown)
-    high = 1.05 * (max(max(curve["rates"]) for _, curve, _ in shown) or summary["peak"])
-    high = min(max(high, SMALLEST), sys.float_info.max)
+    high = frame_top(max(max(curve["rates"]) for _, curve, _ in shown) or summary["peak"])
     frame = Frame(end, high / 1e3 if log else 0.0, high, log)
     parts = [*_warmup(frame, summary, axis), *_epochs(frame, summary, axis), *frame.grid()]
     parts += [
@@ -59,6 +58,21 @@ def svg_learning_rates(
     parts += frame.axes(AXES[axis], "learning rate")
     names, height = legend(labels, 302)
     return svg(f"Learning rate {run['label']}", _rates_in_words(summary, shown), [*parts, *names], height)
+
+
+def frame_top(peak: float) -> float:
+    """The height of a frame for curves up to `peak`: a round number at least 5% above it, so that a rate which is turned moves
+    its curve and not only the numbers beside it.
+
+    >>> frame_top(10), frame_top(14.5), frame_top(2000)
+    (15.0, 20.0, 3000.0)
+    """
+    high = min(max(1.05 * peak, SMALLEST), sys.float_info.max)
+    unit = 10.0 ** math.floor(math.log10(high))
+    return min(
+        next(unit * factor for factor in (1, 1.5, 2, 3, 4, 6, 8, 10) if unit * factor >= high * 0.999),
+        sys.float_info.max,
+    )
 
 
 def shown_curves(

@@ -1,3 +1,4 @@
+import itertools
 import math
 import re
 
@@ -34,7 +35,7 @@ def summary(*others, rates=(0.0, 1e-3, 5e-4, 0.0), warmup=1):
 
 
 def test_every_element_of_a_picture():
-    # 4 updates over 464 pixels: 116 each; the peak lies at 230 - 200 / 1.05
+    # 4 updates over 464 pixels: 116 each; the frame is 1.5e-3 high, and the peak lies at 230 - 200 / 1.5
     assert elements(svg_learning_rates(summary(), cursor=2)) == [
         (
             "svg",
@@ -55,21 +56,23 @@ def test_every_element_of_a_picture():
         ("text", {"x": "550", "y": "20", "text-anchor": "end"}, "dotted: epochs"),
         ("path", {"d": "M86 230.0H550", "stroke": "currentColor", "stroke-opacity": "0.2"}, ""),
         ("text", {"x": "78", "y": "234.0", "text-anchor": "end"}, "0"),
-        ("path", {"d": "M86 134.8H550", "stroke": "currentColor", "stroke-opacity": "0.2"}, ""),
-        ("text", {"x": "78", "y": "138.8", "text-anchor": "end"}, "0.0005"),
-        ("path", {"d": "M86 39.5H550", "stroke": "currentColor", "stroke-opacity": "0.2"}, ""),
-        ("text", {"x": "78", "y": "43.5", "text-anchor": "end"}, "0.001"),
+        ("path", {"d": "M86 163.3H550", "stroke": "currentColor", "stroke-opacity": "0.2"}, ""),
+        ("text", {"x": "78", "y": "167.3", "text-anchor": "end"}, "0.0005"),
+        ("path", {"d": "M86 96.7H550", "stroke": "currentColor", "stroke-opacity": "0.2"}, ""),
+        ("text", {"x": "78", "y": "100.7", "text-anchor": "end"}, "0.001"),
+        ("path", {"d": "M86 30.0H550", "stroke": "currentColor", "stroke-opacity": "0.2"}, ""),
+        ("text", {"x": "78", "y": "34.0", "text-anchor": "end"}, "0.0015"),
         (
             "polyline",
             {
-                "points": "86.0,230.0 202.0,39.5 318.0,134.8 434.0,230.0", "fill": "none", "stroke": "#0072B2",
+                "points": "86.0,230.0 202.0,96.7 318.0,163.3 434.0,230.0", "fill": "none", "stroke": "#0072B2",
                 "stroke-width": "2.5", "stroke-linejoin": "round",
             },
             "",
         ),
         ("circle", {"cx": "86.0", "cy": "230.0", "r": "3", "fill": "#0072B2"}, ""),
-        ("circle", {"cx": "202.0", "cy": "39.5", "r": "3", "fill": "#0072B2"}, ""),
-        ("circle", {"cx": "318.0", "cy": "134.8", "r": "3", "fill": "#0072B2"}, ""),
+        ("circle", {"cx": "202.0", "cy": "96.7", "r": "3", "fill": "#0072B2"}, ""),
+        ("circle", {"cx": "318.0", "cy": "163.3", "r": "3", "fill": "#0072B2"}, ""),
         ("circle", {"cx": "434.0", "cy": "230.0", "r": "3", "fill": "#0072B2"}, ""),
         (
                 "path",
@@ -112,7 +115,7 @@ def test_a_picture_is_small():
 )
 def test_every_axis(axis, words, marks, epochs):
     svg = svg_learning_rates(summary(), axis)
-    assert lines(svg)[BLUE] == [(86, 230), (202, 39.5), (318, 134.8), (434, 230)]  # equal parts, whatever is counted
+    assert lines(svg)[BLUE] == [(86, 230), (202, 96.7), (318, 163.3), (434, 230)]  # equal parts, whatever is counted
     found = texts(svg)
     assert found[: found.index(words)][-len(marks) :] == marks
     assert attributes(svg, "path", "d")[0] == epochs
@@ -179,7 +182,15 @@ def test_curves_of_other_lengths_share_the_axis():
 def test_the_highest_curve_sets_the_height():
     higher = curve("A", [2e-3, 2e-3])
     svg = svg_learning_rates(summary(), pinned=[("A", higher)])
-    assert lines(svg)[GREEN] == [(86, 39.5), (202, 39.5)] and lines(svg)[BLUE][1] == (202, 134.8)
+    assert lines(svg)[GREEN] == [(86, 96.7), (202, 96.7)] and lines(svg)[BLUE][1] == (202, 163.3)
+
+
+def test_a_rate_that_is_turned_moves_the_curve():
+    """From one notch of its slider to the next, but where the frame becomes another."""
+    peaks = [10 ** (-3 + 0.05 * notch) for notch in range(21)]
+    heights = [lines(svg_learning_rates(summary(rates=(0.0, peak))))[BLUE][1][1] for peak in peaks]
+    higher = sum(after < before for before, after in itertools.pairwise(heights))
+    assert len(set(heights)) > 10 and higher >= 12 and all(30 < height < 110 for height in heights)
 
 
 def test_a_run_whose_rate_is_0_throughout_has_the_height_of_its_peak():
@@ -189,8 +200,8 @@ def test_a_run_whose_rate_is_0_throughout_has_the_height_of_its_peak():
 
 def test_logarithmic_rates_are_three_powers_of_ten_deep():
     svg = svg_learning_rates(summary(rates=(1.0, 0.1, 0.01, 0.0)), log=True)
-    # log10(1.05) is 0.0212: the peak lies at 230 - 200 x (3 - 0.0212) / 3
-    assert [y for _, y in lines(svg)[BLUE]] == [31.4, 98.1, 164.7, 230.0]
+    # the frame ends at 1.5, and log10(1.5) is 0.176: the peak lies at 230 - 200 x (3 - 0.176) / 3
+    assert [y for _, y in lines(svg)[BLUE]] == [41.7, 108.4, 175.1, 230.0]
     assert texts(svg)[2:5] == ["0.01", "0.1", "1"]
 
 
@@ -260,7 +271,7 @@ def test_without_curves_there_is_no_picture():
     ("rate", "height", "log_height"),
     [
         (5e-324, 230, 230), (1e-310, 230, 230),  # below the lowest frame there is, of 1e-300
-        (1e-6, 39.5, 31.4), (1e300, 39.5, 31.4), (1.79e308, 30.9, 30.1),
+        (1e-6, 96.7, 41.7), (1e300, 96.7, 41.7), (1.79e308, 30.9, 30.1),
     ],
 )  # fmt: skip
 def test_the_smallest_and_the_largest_rates_can_be_drawn(rate, height, log_height):
