@@ -22,7 +22,7 @@ tutorial: $(READY) ## run every notebook; copies, HTML and pictures go to build/
 	@echo "Running the tutorial, about 10 minutes on two cores."
 	@HF_HUB_OFFLINE=1 $(BIN)/python scripts/run_tutorial.py
 
-# All checks always happen, and each one fails the target. Tests and notebooks run four at a time, since each often waits, the
+# All checks always happen, and each one fails the target. Tests and notebooks run three at a time, since each often waits, the
 # longest files first; on the CPU, to whose bits they compare. Where there is a GPU, its own tests follow.
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 LONGEST := $(wildcard notebooks/05*.ipynb notebooks/07*.ipynb notebooks/03*.ipynb) \
@@ -35,7 +35,7 @@ test: $(READY) $(BROWSER) $(WIDGETS7)/ready $(SITE)/ready ## style, unit tests, 
 	echo "Set up in $$((ready - $(BEGUN))) s. Checking style, then tests and notebooks; 15 to 20 minutes in all."; \
 	$(BIN)/ruff check || status=1; \
 	$(BIN)/ruff format --check || status=1; \
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(NBVAL) \
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(NBVAL) \
 	$(LONGEST) $(wildcard notebooks/*.ipynb) tests || status=1; \
 	! command -v nvidia-smi >/dev/null || $(BIN)/python -m pytest tests/test_gpu.py || status=1; \
 	echo "Set-up took $$((ready - $(BEGUN))) s; style, tests and notebooks took $$(($$(date +%s) - ready)) s."; \

@@ -17,6 +17,7 @@ from lora_kit.system.checks import shown, whole_number
 from lora_kit.system.html import page
 from lora_kit.system.looks import SIGNS
 
+OWN = "embedded"  # the model that all of it is of
 IN_ROW = 3  # pictures side by side, at the least
 WINDOW = f"position: relative; overflow: hidden; aspect-ratio: {IN_ROW} / 1; background: #ffffff"
 TAG = "position: absolute; left: 0; top: 0; padding: 0 5px; font-size: 11px; line-height: 16px; background: #ffffffd9; color: #333333"
@@ -92,10 +93,12 @@ def atlas_html(settings: Mapping[str, Any], updates: int, source: str = "", fold
         return f'<div style="flex: 1 1 210px; max-width: 480px"><div style="{COLUMNS}">{names}</div>{goal}{lora}</div>'
 
     sign, colour = CHIPS[place.name]
+    if settings.get("pretrained_model_name_or_path", OWN) != OWN:  # nothing is known of another model
+        sign, colour = f"{OWN} model:", CHIPS["base"][1]
     chip = f"display: inline-block; padding: 1px 12px; border-radius: 99px; background: {colour}; color: #ffffff; font-weight: bold"
     blocks = "".join(map(block, range(0, len(prompts), IN_ROW)))
     return page(
-        f'<div><span style="{chip}">{sign} {place.name}</span> {NAMES[place.name]}</div>',
+        f'<div><span class="lora-kit-name" style="{chip}">{sign} {place.name}</span> {NAMES[place.name]}</div>',
         f'<div style="display: flex; flex-wrap: wrap; gap: 4px; margin: 6px 0; max-width: 964px">{blocks}</div>',
         _about(place, settings),
     )
@@ -111,7 +114,7 @@ def _about(place, settings):
     lines = [f"{'The nearest run made' if place.differs else 'A run that was made'}: {place.words}."]
     if place.differs:
         lines[0] += f" What you ask for differs: {'; '.join(place.differs)}."
-    if (model := settings.get("pretrained_model_name_or_path", "embedded")) != "embedded":
+    if (model := settings.get("pretrained_model_name_or_path", OWN)) != OWN:
         lines.insert(0, f"The small embedded model drew these, not {model}, whose rates are others.")
     if place.run["error"]:
         lines.append(f"{SIGNS['error']} It ended by itself: {place.run['error']}")
@@ -182,7 +185,7 @@ def map_html(settings: Mapping[str, Any], updates: int, folder: Path = FILES) ->
     after = f"after {place.updates:,} updates, {place.run['lr_scheduler']}, {place.run['targets']}"
     title = f"Held-out loss {after}: rank ↓, learning_rate →"
     table = "width: 100%; table-layout: fixed; border-collapse: separate; border-spacing: 2px; font-size: 12px"
-    marks = f"{HERE} you are here; ★ the lowest; the lighter the lower, red above the base's {_loss(base)}; {SIGNS['error']} no number any more."
+    marks = f"{HERE} you are here; ★ the lowest; the lighter the lower, orange above the base's {_loss(base)}; {SIGNS['error']} no number any more."
     made = stored["made_with"]["settings"]
     key = (
         f"Every run: the embedded model on the style {made['style']}, {made['train_batch_size']} pictures an update, no warm-up, "

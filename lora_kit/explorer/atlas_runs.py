@@ -3,11 +3,11 @@
 `scripts/train_atlas.py` makes them; they lie in `atlas_files`. Nothing is interpolated.
 """
 
+import dataclasses
 import functools
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def name_of(run: Mapping[str, Any], stage: int) -> str:
     return "right" if learned else "too low"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Place:
     """A place of the atlas: the record of a run that was made, and the index of the updates after which it is looked at.
 
@@ -116,7 +116,7 @@ def nearest(
     stage = min(range(len(run["updates"])), key=lambda stage: abs(run["updates"][stage] - updates))
     last, differs = run["updates"][-1], []
     if not math.isclose(run["learning_rate"], learning_rate, rel_tol=1e-6):
-        differs.append(f"learning_rate is {learning_rate:g}")
+        differs.append(f"the highest rate is {learning_rate:.4g}")
     if run["rank"] != rank:
         differs.append(f"rank is {rank}")
     if run["lr_scheduler"] != lr_scheduler:
@@ -139,6 +139,20 @@ def words_of(run: Mapping[str, Any]) -> str:
 
 
 def place_of(settings: Mapping[str, Any], updates: int, atlas: Mapping[str, Any]) -> Place:
-    """The `nearest` place for a dict of `TrainingConfig` fields, which has learning_rate, rank, lr_scheduler and target_modules."""
+    """The `nearest` place for a dict of `TrainingConfig` fields, which has learning_rate, rank, lr_scheduler and target_modules.
+
+    Its other fields, as far as it has them, choose no run, but what differs is named: the images of an update, the warm-up, and
+    how many updates the run has, as "total_updates".
+    """
     asked = (settings[name] for name in ("learning_rate", "rank", "lr_scheduler", "target_modules"))
-    return nearest(atlas, *asked, updates)
+    place, made = nearest(atlas, *asked, updates), atlas["made_with"]["settings"]
+    images = made["train_batch_size"]
+    own = math.prod(settings.get(name, 1) for name in ("gradient_accumulation_steps", "num_processes"))
+    own *= settings.get("train_batch_size", images)
+    warmup, total = settings.get("lr_warmup_steps", 0), settings.get("total_updates", made["max_train_steps"])
+    differs = [f"an update takes {own} images, not {images}"] if own != images else []
+    if warmup and settings["lr_scheduler"] not in ("constant", "piecewise_constant"):
+        differs.append(f"lr_warmup_steps is {warmup}")
+    if total != made["max_train_steps"]:
+        differs.append(f"the run has {total:,} updates, not {made['max_train_steps']}")
+    return dataclasses.replace(place, differs=(*place.differs, *differs))

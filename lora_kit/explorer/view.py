@@ -67,8 +67,11 @@ def view_of(state: State, refused: Mapping[str, str], kind: str, source: str = "
 
 def answer_html(summary: Mapping[str, Any]) -> str:
     """The run in a line: its peak and where, how long it is, and how many problems the doctor sees."""
-    wrong = sum(finding["status"] != "fine" for finding in summary["findings"]) or len(summary["errors"])
-    problems = f'<b class="lora-kit-bad">{counted(wrong, "problem")}</b>' if wrong else "no problem"
+    wrong = [finding["check"] for finding in summary["findings"] if finding["status"] != "fine"] or summary["errors"]
+    problems = "no problem in the settings"
+    if wrong:
+        named = f": {', '.join(dict.fromkeys(wrong))}" if summary["findings"] else ""
+        problems = f'<b class="lora-kit-bad">{counted(len(wrong), "problem")}{html.escape(named)}</b>'
     if not summary["curves"]:
         return page(f"nothing to draw · {problems}")
     run, rates = summary["curves"][0], summary["rates"]
@@ -114,7 +117,11 @@ def _panels(state, source):
     """The panels but for the command."""
     summary = state.summary
     cursor = state.cursor if summary["curves"] else None
-    asked = state.values | {"learning_rate": summary["peak"] or state.draft.learning_rate}
+    highest = max(summary["rates"]) if summary["curves"] else 0.0
+    asked = state.values | {
+        "learning_rate": highest or summary["peak"] or state.draft.learning_rate,
+        "total_updates": summary["total_updates"],
+    }
     done = state.cursor or 0
     done += done == summary["total_updates"] - 1  # the last update has been made where the cursor stands at the end
     return {

@@ -228,6 +228,25 @@ def test_what_is_looked_at_and_pasted_and_played(page, site):
     reader.settles("cursor=0")
 
 
+def test_what_was_taken_can_be_taken_back(page, site):
+    reader = Reader(page, site)
+    field = reader.knob("learning_rate").bounding_box()
+    reader.knob("rank").press("ArrowRight")
+    reader.settles("rank=17")
+    assert reader.knob("learning_rate").bounding_box() == field  # what is said then moves no knob
+    page.locator("#preset").select_option(PUZZLE)
+    reader.settles("num_processes=4")
+    expect(page.locator("#answer")).to_contain_text("1 problem: warm-up")
+    page.locator("[data-do=mend]").click()
+    reader.settles("lr_warmup_steps=38")
+    page.go_back()
+    reader.settles("lr_warmup_steps=500")
+    page.go_back()
+    reader.settles("#rank=17")
+    page.go_forward()
+    reader.settles("lr_warmup_steps=500")
+
+
 def test_the_line_goes_where_the_picture_is_touched_and_the_map_turns_two_knobs(page, site):
     reader = Reader(page, site)
     box = page.locator(".picture svg").bounding_box()
@@ -320,6 +339,8 @@ def test_with_the_keyboard_alone_the_puzzle_is_mended(page, site):
 
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # skips to the settings
+    expect(page.locator("#knobs")).to_be_focused()
+    assert page.evaluate("location.hash") == ""
     tab_to("#preset")
     page.keyboard.press("p")  # the one that begins so
     expect(page.locator("#findings")).to_contain_text("never reaches its peak")

@@ -10,7 +10,7 @@ from parsed import attributes, elements, read_html, table, texts, words
 import lora_kit
 from lora_kit.config import TARGET_MODULES, quiet_config
 from lora_kit.explorer.atlas import atlas, atlas_html, map_html
-from lora_kit.explorer.atlas_runs import FILES, NAMES, name_of, nearest, read_atlas, schedule_kind
+from lora_kit.explorer.atlas_runs import FILES, NAMES, name_of, nearest, place_of, read_atlas, schedule_kind
 
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("train_atlas", ROOT / "scripts" / "train_atlas.py")
@@ -130,13 +130,30 @@ def test_what_differs_is_said(folder):
         folder, 1200, learning_rate=2e-3, rank=5, lr_scheduler="linear", target_modules=("to_q", "conv1", "conv2")
     )
     assert other.words == exact.words and other.differs == (
-        "learning_rate is 0.002",
+        "the highest rate is 0.002",
         "rank is 5",
         "lr_scheduler is linear",
         "target_modules are to_q conv1 conv2",
         "this is after 1,200 updates, and no run has more than 100",
     )
     assert found(folder, 60).differs == ("this is after 60 updates",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "differs"),
+    [
+        ({}, ()),
+        ({"train_batch_size": 4, "lr_warmup_steps": 0, "total_updates": 100, "num_processes": 1}, ()),
+        ({"train_batch_size": 8}, ("an update takes 8 images, not 4",)),
+        ({"num_processes": 3, "gradient_accumulation_steps": 2}, ("an update takes 24 images, not 4",)),
+        ({"train_batch_size": 2, "num_processes": 2}, ()),
+        ({"lr_warmup_steps": 500}, ("lr_warmup_steps is 500",)),
+        ({"lr_warmup_steps": 500, "lr_scheduler": "constant"}, ()),  # which has none
+        ({"total_updates": 2000}, ("the run has 2,000 updates, not 100",)),
+    ],
+)
+def test_what_differs_otherwise_is_said(folder, settings, differs):
+    assert place_of(START | settings, 100, read_atlas(folder)).differs == differs
 
 
 def test_a_run_without_pictures_is_never_the_nearest(folder):
@@ -212,6 +229,7 @@ def test_a_run_that_was_made_is_said_to_be(folder):
 def test_another_model_s_pictures_are_not_claimed(folder):
     text = words(atlas_html(START | {"pretrained_model_name_or_path": "a/model"}, 100, folder=folder))
     assert "The small embedded model drew these, not a/model, whose rates are others." in text
+    assert text.startswith("embedded model: right")
     own = words(atlas_html(START | {"pretrained_model_name_or_path": "embedded"}, 100, folder=folder))
     assert own == words(atlas_html(START, 100, folder=folder)) and "small" not in own
 

@@ -70,7 +70,7 @@ def test_the_first_page():
     page = explorer()
     # 400 pictures in batches of 4, 12 times
     assert "updates in all 1,200 12 x 100" in words(page, "steps")
-    assert words(page, "answer") == "peak 0.001 at update 0 · 1,200 updates · 12 epochs · no problem"
+    assert words(page, "answer") == "peak 0.001 at update 0 · 1,200 updates · 12 epochs · no problem in the settings"
     assert (
         words(page, "rate") == "0.0005 is the learning rate at update 600 of 1,200"
     )  # a cosine is half way down in the middle

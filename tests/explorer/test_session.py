@@ -38,7 +38,7 @@ def status(reader):
 def test_the_start_is_notebook_5_s_and_settings_change_it():
     view = Session.start().view()
     assert (view["preset"], view["total_updates"], view["cursor"]["value"]) == (FIRST, 200, 100)
-    assert plain(view["answer"]) == "peak 0.002 at update 20 · 200 updates · 4 epochs · no problem"
+    assert plain(view["answer"]) == "peak 0.002 at update 20 · 200 updates · 4 epochs · no problem in the settings"
     changed = Session.start(num_processes=2, num_train_epochs=4)
     assert changed.view()["total_updates"] == 100 and changed.view()["preset"] == ""  # 25 updates an epoch
     assert Session.start(num_train_epochs=4, max_train_steps=7).view()["total_updates"] == 7

@@ -124,17 +124,30 @@ def run(rates, total, epochs, **more):
 
 def test_the_run_in_a_line():
     assert plain(answer_html(run([0, 1e-3, 5e-4], 1200, 12.0))) == (
-        "peak 0.001 at update 1 · 1,200 updates · 12 epochs · no problem"
+        "peak 0.001 at update 1 · 1,200 updates · 12 epochs · no problem in the settings"
     )
     assert (
         plain(answer_html(run([1.2345e-5], 1, 0.125)))
-        == "peak 1.23e-05 at update 0 · 1 update · 0.12 epochs · no problem"
+        == "peak 1.23e-05 at update 0 · 1 update · 0.12 epochs · no problem in the settings"
     )
-    findings = [dict(status=status) for status in ("error", "warning", "fine")]
-    assert plain(answer_html(run([1.0], 3, 1.0, findings=findings))).endswith(" · 3 updates · 1 epoch · 2 problems")
+    findings = [dict(status=status, check=check) for status, check in (("error", "a"), ("warning", "b"), ("fine", "c"))]
+    assert plain(answer_html(run([1.0], 3, 1.0, findings=findings))).endswith(
+        " · 3 updates · 1 epoch · 2 problems: a, b"
+    )
     assert plain(answer_html(run([], 0, 0, curves=[], errors=["rank"]))) == "nothing to draw · 1 problem"
     other = dict(label="as <it> would", ends=dict(epochs=2))
     assert plain(answer_html(run([1.0], 2, 2, curves=[other]))).startswith("as <it> would: peak 1 at update 0")
+
+
+def test_the_pictures_are_of_the_rate_that_is_reached():
+    """A warm-up that never ends keeps it below the peak."""
+    session = Session.start(lr_warmup_steps=20_000, max_train_steps=200)
+    text = plain(session.view()["panels"]["atlas"])
+    assert "The nearest run made: learning_rate 1e-05, rank 16" in text
+    assert (
+        "the highest rate is 1.99e-05; an update takes 8 images, not 4; lr_warmup_steps is 20000; the run has 200"
+        in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,10 @@ let busy = true, alive = false;
 function act(event, kind) {
   const since = waiting.findLastIndex((one) => !one.kind || one.kind === kind);
   if (kind && waiting[since]?.kind) waiting.splice(since, 1);
+  if (["take_preset", "mend", "read"].includes(event.do)) { // the browser's Back takes it back
+    writeAddress();
+    step = true;
+  }
   waiting.push({ text: typeof event === "string" ? event : JSON.stringify(event), kind });
   if (!busy) next();
 }
@@ -78,7 +82,7 @@ function place(changed) {
 
 // What the LoRA draws, once more: on a phone it stays in sight above the curve.
 function strip() {
-  $("#strip").replaceChildren(...$$("[data-body=atlas] .lora-kit-drawn").map((picture) => picture.cloneNode(true)));
+  $("#strip").replaceChildren(...$$("[data-body=atlas] :is(.lora-kit-name, .lora-kit-drawn)").map((picture) => picture.cloneNode(true)));
 }
 
 // What is put away: knobs that do nothing now, empty panels, and what the address hides.
@@ -111,13 +115,16 @@ function show() {
   $("#whole").href = `./#${view.address.replace(/(^|&)(embed|hide)=[^&]*/g, "")}`;
 }
 
-let saving;
+let saving, step = false;
+function writeAddress() {
+  saving = clearTimeout(saving);
+  const end = view.address ? `#${view.address}` : "";
+  if (!alive || location.hash === end) return;
+  history[step ? "pushState" : "replaceState"](null, "", location.pathname + location.search + end);
+  step = false;
+}
 function saveAddress() {
-  saving ??= setTimeout(() => {
-    saving = undefined;
-    const end = view.address ? `#${view.address}` : "";
-    if (alive && location.hash !== end) history.replaceState(null, "", location.pathname + location.search + end);
-  }, 200); // browsers refuse it when it is asked for at each move of a slider
+  saving ??= setTimeout(writeAddress, 200); // browsers refuse it when it is asked for at each move of a slider
 }
 
 // Knobs: a slider has a field for any number beside it.
@@ -259,13 +266,17 @@ const follow = {
     stop();
     look("cursor", Math.round(Math.min(Math.max(((x - from) / (to - from)) * updates, 0), view.cursor.max)));
   },
-  map(event) {
-    const cell = document.elementFromPoint(event.clientX, event.clientY)?.closest("[data-rate]");
-    if (!cell || (event.type === "pointermove" && cell.hasAttribute("aria-current"))) return;
-    turn("learning_rate", Number(cell.dataset.rate));
-    turn("rank", Number(cell.dataset.rank));
+  map(event) { // over the places that its cells had at first: what is said above them may move them
+    if (event.type === "pointerdown") cells = $$("[data-rate]").map((cell) => ({ ...cell.dataset, box: cell.getBoundingClientRect() }));
+    const far = ({ box }) => Math.hypot(event.clientX - box.x - box.width / 2, event.clientY - box.y - box.height / 2);
+    const { rate, rank } = cells.reduce((near, cell) => (far(cell) < far(near) ? cell : near));
+    if (event.type === "pointermove" && latest === `${rate} ${rank}`) return;
+    latest = `${rate} ${rank}`;
+    turn("learning_rate", Number(rate));
+    turn("rank", Number(rank));
   },
 };
+let cells, latest;
 let followed;
 addEventListener("pointerdown", (event) => {
   if (event.button !== 0 || !event.target.closest(".picture svg:has([data-updates]), [data-rate]")) return;
@@ -331,6 +342,10 @@ $("#theme").onclick = () => {
   paintTheme();
 };
 
+$(".skip").onclick = (event) => { // its address would be one of settings
+  event.preventDefault();
+  $("#knobs").focus();
+};
 addEventListener("hashchange", (event) => {
   saving = clearTimeout(saving); // what was about to be written there is past
   act(new URL(event.newURL).hash || "#");
