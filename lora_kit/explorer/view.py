@@ -66,7 +66,7 @@ def view_of(state: State, refused: Mapping[str, str], kind: str, source: str = "
 
 
 def answer_html(summary: Mapping[str, Any]) -> str:
-    """The run in a line: its peak and where, how long it is, and how many problems the doctor sees."""
+    """The run in a line: its peak and where, how long it is, and which problems the doctor sees."""
     wrong = [finding["check"] for finding in summary["findings"] if finding["status"] != "fine"] or summary["errors"]
     problems = "no problem in the settings"
     if wrong:

@@ -10,8 +10,8 @@ from lora_kit.explorer.controls import GROUPS, TARGET_SETS
 from lora_kit.explorer.presets import PRESETS
 from lora_kit.trainers.known import TRAINERS
 
-# what ipywidgets of Colab's age does otherwise, the other tests see; these try it with them as well when asked for
-LATELY = pytest.mark.parametrize(
+# Colab's older ipywidgets are tried by the other tests; these try them too with `-m long`
+MOSTLY_ONE = pytest.mark.parametrize(
     "front_end", ["jupyterlab", pytest.param("widgets7", marks=pytest.mark.long)], indirect=True
 )
 PUZZLE = next(name for name in PRESETS if name.startswith("puzzle"))
@@ -204,7 +204,7 @@ def test_the_picture_and_the_texts(front_end, page):
     reader.sees("diffusers' script can't run this: the embedded model is lora_kit's own")
 
 
-@LATELY
+@MOSTLY_ONE
 def test_a_command_line_is_pasted_and_a_wrong_one(front_end, page):
     reader = Reader(front_end, page)
     reader.paste(PRESETS["diffusers' guide to LoRA"].text)
@@ -233,7 +233,7 @@ FOCUSABLE = """() => {
 }"""
 
 
-@LATELY
+@MOSTLY_ONE
 def test_the_keyboard_reaches_every_control(front_end, page):
     reader = Reader(front_end, page)
     for group, more in zip(GROUPS, (3, 2, 8, 7), strict=True):
@@ -250,7 +250,7 @@ def test_the_keyboard_reaches_every_control(front_end, page):
         assert outer == []
 
 
-@LATELY
+@MOSTLY_ONE
 def test_with_the_keyboard_alone_the_puzzle_is_mended(front_end, page):
     """What a stranger would do: choose the puzzle, read why, press the button, copy the command."""
     reader = Reader(front_end, page)
@@ -338,7 +338,7 @@ SLIDERS = """() => [...document.querySelectorAll(".lora-kit [role=slider]")].map
 )"""
 
 
-@LATELY
+@MOSTLY_ONE
 def test_who_hears_the_page_hears_the_names_and_the_numbers_of_its_sliders(front_end, page):
     front_end.show(page)
     page.wait_for_function(f"({SLIDERS})().length >= 15 && ({SLIDERS})().every(([name]) => name)")
