@@ -166,7 +166,7 @@ def build(out, site=False):
     for path, data in files.items():
         (out / name / path).parent.mkdir(exist_ok=True)
         (out / name / path).write_bytes(data)
-    from lora_kit.explorer.web import Page
+    from lora_kit.explorer.web import Page, parts
 
     start = Page(f"{name}/atlas/").start()
     view = json.loads(start)["view"]
@@ -182,9 +182,9 @@ def build(out, site=False):
         "answer": view["answer"],
         "start": start.replace("</", "<\\/"),
     }
-    texts |= view["panels"]
+    texts |= view["panels"] | parts()
     page = (SOURCE / "index.html").read_text(encoding="utf-8")
-    page = re.sub(r"\{\{(\w+)\}\}", lambda place: texts[place[1]], page)
+    page = re.sub(r"\{\{([\w.]+)\}\}", lambda place: texts[place[1]], page)
     kept = [f"{name}/{path}" for path in files if path != "licences.txt"]
     worker = (SOURCE / "service-worker.js").read_text(encoding="utf-8")
     build_name = _digest([name, page])

@@ -27,7 +27,7 @@ CHIPS = {  # the sign and the colour of a name
     "learned by heart": (SIGNS["warning"], "#8a5300"), "broken": (SIGNS["error"], "#b3261e"),
 }  # fmt: skip
 HERE, NO_MARK, HEAD = "◉", "\xa0", "font-weight: normal; text-align: center; padding: 0"
-BLUE, RED = (0, 114, 178), (213, 94, 0)  # Okabe and Ito's
+BLUE, ORANGE = (0, 114, 178), (213, 94, 0)  # Okabe and Ito's
 
 
 class Atlas:
@@ -212,7 +212,7 @@ def _cell(run, place, best, base):
     text = (
         SIGNS["error"] if loss is None else f"{loss:.2f}" if loss < 10 else f"{loss:.0f}" if loss < 1000 else "&gt;999"
     )
-    colour = BLUE if loss is not None and loss <= base else RED
+    colour = BLUE if loss is not None and loss <= base else ORANGE
     share = 1.0 if loss is None else (loss - best) / ((base - best) or 1.0) if loss <= base else loss / base - 0.7
     red, green, blue = (round(255 + (end - 255) * min(max(share, 0.0), 1.0)) for end in colour)
     ink = "#000000" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18 * 255**2.2 else "#ffffff"

@@ -142,7 +142,7 @@ def place_of(settings: Mapping[str, Any], updates: int, atlas: Mapping[str, Any]
     """The `nearest` place for a dict of `TrainingConfig` fields, which has learning_rate, rank, lr_scheduler and target_modules.
 
     Its other fields, as far as it has them, choose no run, but what differs is named: the images of an update, the warm-up, and
-    how many updates the run has, as "total_updates".
+    how many updates a run has whose rate falls towards its end, as "total_updates".
     """
     asked = (settings[name] for name in ("learning_rate", "rank", "lr_scheduler", "target_modules"))
     place, made = nearest(atlas, *asked, updates), atlas["made_with"]["settings"]
@@ -153,6 +153,8 @@ def place_of(settings: Mapping[str, Any], updates: int, atlas: Mapping[str, Any]
     differs = [f"an update takes {own} images, not {images}"] if own != images else []
     if warmup and settings["lr_scheduler"] not in ("constant", "piecewise_constant"):
         differs.append(f"lr_warmup_steps is {warmup}")
-    if total != made["max_train_steps"]:
+    if (
+        total != made["max_train_steps"] and schedule_kind(settings["lr_scheduler"]) == "cosine"
+    ):  # else its rates are the same
         differs.append(f"the run has {total:,} updates, not {made['max_train_steps']}")
     return dataclasses.replace(place, differs=(*place.differs, *differs))

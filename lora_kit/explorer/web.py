@@ -1,6 +1,7 @@
 """The explorer behind a web page: a `Session` that is asked and answers in JSON. The page's script only places what it says."""
 
 import dataclasses
+import html
 import json
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ class Page:
 
     >>> page = Page()
     >>> sorted(json.loads(page.start("rank=8")))
-    ['buttons', 'controls', 'groups', 'looks', 'panels', 'view']
+    ['buttons', 'controls', 'looks', 'view']
     >>> changed = json.loads(page.act('{"do": "type", "name": "learning_rate", "text": "1e-4"}'))
     >>> changed["controls"]["learning_rate"]["written"], "rank" in changed["controls"]
     ('0.0001', False)
@@ -31,14 +32,12 @@ class Page:
         self.session, self._shown = session, session.view()
 
     def start(self, address: str = "") -> str:
-        """Begin anew with what an address asks for: what can be turned, pressed and seen, and the view of a `Session`."""
+        """Begin anew with what an address asks for: what can be turned and pressed, and the view of a `Session`."""
         self._begin(Session.from_address(address))
         return json.dumps(
             {
-                "groups": GROUPS,
                 "controls": {name: _plain(control) for name, control in CONTROLS.items()},
                 "looks": {name: _plain(control) for name, control in LOOKS.items()},
-                "panels": PANELS,
                 "buttons": BUTTONS,
                 "view": self._shown,
             }
@@ -63,6 +62,57 @@ class Page:
         for name in changed.keys() & set(NESTED):
             changed[name] = {key: value for key, value in changed[name].items() if value != before[name][key]}
         return json.dumps(changed)
+
+
+def parts() -> dict[str, str]:
+    """What stands on the page and never changes, as HTML: {name: text}, for the places of that name in its index.html.
+
+    "groups": all knobs, without their values. "kind", "trainers": what is chosen there. "NAME.word", "NAME.help": of `LOOKS` and
+    `BUTTONS`. "NAME.title": the heading of a panel.
+
+    >>> parts()["cursor.word"], '<div class="knob slider" data-name="rank"' in parts()["groups"]
+    ('read at update', True)
+    """
+    texts = {f"{name}.{part}": getattr(look, part) for name, look in LOOKS.items() for part in ("word", "help")}
+    texts |= {f"{name}.help": words for name, (_, words) in BUTTONS.items()}
+    texts |= {f"{name}.title": heading for name, heading in PANELS.items()}
+    made = {name: html.escape(text) for name, text in texts.items()}
+    return made | {"groups": "".join(map(_group, GROUPS)), **{name: _options(name) for name in ("kind", "trainers")}}
+
+
+def _options(name):
+    one = "radio" if LOOKS[name].kind == "choice" else "checkbox"
+    return "".join(
+        f'<label><input type="{one}" name="{name}" value="{value}"><span>{html.escape(words)}</span></label>'
+        for words, value in LOOKS[name].options
+    )
+
+
+def _group(title):
+    opened = "" if title == "Optimizer" else " open"
+    knobs = "".join(_knob(CONTROLS[name]) for name in GROUPS[title])
+    head = f'<details class="group" data-group="{title}"{opened}><summary><h2>{title}</h2></summary>'
+    return f'{head}{knobs}<div class="unused"></div></details>'
+
+
+def _knob(control):
+    """A row: the plain word and the flag's name, what is turned, and room for a hint."""
+    name, word, kind = control.name, html.escape(control.word), control.kind
+    typed, field = f'id="knob-{name}"', 'autocomplete="off" spellcheck="false"'
+    flag = "" if word == name else f" <code>{name.replace('_', '_<wbr>')}</code>"
+    inputs = {
+        "choice": f"<select {typed}></select>",
+        "switch": f'<input {typed} type="checkbox" role="switch">',
+        "text": f'<input {typed} inputmode="text" {field}>',
+        "number": f'<input {typed} inputmode="numeric" {field}>',
+    }
+    beside = f'<input class="number" aria-label="{word} {name}, as a number" inputmode="decimal" {field}>'
+    input = inputs.get(kind, f'{beside}<input {typed} type="range">')
+    if kind == "text" and control.options:
+        input += f'<select class="sets" aria-label="usual sets of {name}"></select>'
+    label = f'<label for="knob-{name}"><span class="word">{word}</span>{flag}</label>'
+    title = html.escape(control.help)
+    return f'<div class="knob {kind}" data-name="{name}" title="{title}">{label}{input}<div class="hint"></div></div>'
 
 
 def _plain(control: Control) -> dict[str, Any]:

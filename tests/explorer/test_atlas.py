@@ -150,6 +150,7 @@ def test_what_differs_is_said(folder):
         ({"lr_warmup_steps": 500}, ("lr_warmup_steps is 500",)),
         ({"lr_warmup_steps": 500, "lr_scheduler": "constant"}, ()),  # which has none
         ({"total_updates": 2000}, ("the run has 2,000 updates, not 100",)),
+        ({"total_updates": 2000, "lr_scheduler": "constant"}, ()),  # its rates at the same update are the same
     ],
 )
 def test_what_differs_otherwise_is_said(folder, settings, differs):

@@ -5,13 +5,6 @@ const start = JSON.parse($("#start").textContent);
 const view = start.view;
 const bound = []; // what sets an input from the view, one function each
 
-function make(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) if (value !== undefined) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-
 // What the reader does goes to Python one at a time; of what waits, the latest of a kind replaces the one before, as far as
 // nothing without a kind lies between.
 const waiting = [];
@@ -167,7 +160,7 @@ function choice(select, options, now, send) {
   bound.push(() => {
     const words = options().map(([word]) => word);
     if (words.join("\n") !== [...select.options].map((option) => option.text).join("\n"))
-      select.replaceChildren(...words.map((word) => make("option", {}, word)));
+      select.replaceChildren(...words.map((word) => new Option(word)));
     select.selectedIndex = options().findIndex(([, value]) => value === now());
   });
 }
@@ -177,86 +170,37 @@ function toggle(box, now, send) {
   bound.push(() => (box.checked = now()));
 }
 
-function knob(control) {
-  const { name, word, kind, help } = control, now = () => view.controls[name], id = `knob-${name}`;
-  const row = make("div", { class: `knob ${kind}`, "data-name": name, title: help });
-  const label = make("label", { for: id }, make("span", { class: "word" }, word));
-  if (word !== name) label.append(" ", make("code", {}, ...name.split(/(?<=_)/).flatMap((part) => [part, make("wbr")])));
-  let input;
+// The knobs stand in the page; here they get their values and are heard.
+for (const row of $$(".knob")) {
+  const name = row.dataset.name, control = start.controls[name], now = () => view.controls[name], send = (value) => turn(name, value);
+  const input = $(`#knob-${name}`), number = $(".number", row), sets = $(".sets", row), hint = $(".hint", row);
   const typed = (text) => act({ do: "type", name, text });
-  if (kind === "choice") {
-    input = make("select", { id });
-    choice(input, () => now().options, () => now().value, (value) => turn(name, value));
-  } else if (kind === "switch") {
-    input = make("input", { id, type: "checkbox", role: "switch" });
-    toggle(input, () => now().value, (value) => turn(name, value));
-  } else if (kind === "text" || kind === "number") {
-    input = make("input", { id, inputmode: kind === "number" ? "numeric" : "text", autocomplete: "off", spellcheck: "false" });
-    field(input, now, typed);
-  } else {
-    input = make("input", { id, type: "range" });
-    slider(input, control, now, (value) => turn(name, value));
-    const number = make("input", { class: "number", "aria-label": `${word} ${name}, as a number`, inputmode: "decimal", autocomplete: "off" });
-    field(number, now, typed);
-    row.append(label, number, input);
-  }
-  if (!row.children.length) row.append(label, input);
-  if (kind === "text" && control.options.length) {
-    const sets = make("select", { "aria-label": `usual sets of ${name}` });
+  if (control.kind === "choice") choice(input, () => now().options, () => now().value, send);
+  else if (control.kind === "switch") toggle(input, () => now().value, send);
+  else field(number ?? input, now, typed);
+  if (number) slider(input, control, now, send);
+  if (sets) {
     const options = () => [...now().options, ...(now().options.some(([words]) => words === now().chosen) ? [] : [[now().chosen, ""]])];
-    choice(sets, options, () => options().find(([words]) => words === now().chosen)[1], (value) => value && turn(name, value));
-    row.append(sets);
+    choice(sets, options, () => options().find(([words]) => words === now().chosen)[1], (value) => value && send(value));
   }
-  const hint = make("div", { class: "hint" });
   bound.push(() => { if (hint.innerHTML !== now().hint) hint.innerHTML = now().hint; });
-  row.append(hint);
-  return row;
 }
 
-function options(name, type) {
-  const inputs = start.looks[name].options.map(([word, value]) => {
-    const input = make("input", { type, name, value });
-    $(`fieldset[data-name=${name}]`).append(make("label", {}, input, make("span", {}, word)));
-    return input;
-  });
-  const chosen = () => inputs.filter((input) => input.checked).map((input) => input.value);
-  inputs.forEach((input) => (input.onchange = () => look(name, type === "radio" ? input.value : chosen())));
-  bound.push(() => inputs.forEach((input) => (input.checked = [view[name]].flat().includes(input.value))));
-}
-
-// The page's parts, once.
-for (const [title, names] of Object.entries(start.groups)) {
-  const group = make("details", { class: "group", "data-group": title, open: title === "Optimizer" ? undefined : "" });
-  group.append(make("summary", {}, make("h2", {}, title)), ...names.map((name) => knob(start.controls[name])), make("div", { class: "unused" }));
-  $("#groups").append(group);
-}
-for (const panel of $$(".card, #map")) $("h2", panel).textContent ||= start.panels[panel.dataset.panel];
-for (const name of ["preset", "axis"]) {
-  const select = $(`#${name}`), send = (value) => (name === "preset" ? act({ do: "take_preset", name: value }) : look(name, value));
-  $("span", select.parentElement).textContent = start.looks[name].word;
-  choice(select, () => start.looks[name].options, () => view[name], send);
-}
-$("[data-name=log] span").textContent = start.looks.log.word;
+// What changes no setting.
+choice($("#preset"), () => start.looks.preset.options, () => view.preset, (name) => act({ do: "take_preset", name }));
+choice($("#axis"), () => start.looks.axis.options, () => view.axis, (value) => look("axis", value));
 toggle($("#log"), () => view.log, (value) => look("log", value));
-$("[data-name=pasted] summary").textContent = start.looks.pasted.word;
-$("#pasted").setAttribute("aria-label", start.looks.pasted.help);
-$("#cursor").setAttribute("aria-label", start.looks.cursor.word);
-$("#cursor").title = start.looks.cursor.help;
 slider($("#cursor"), start.looks.cursor, () => ({ ...view.cursor, said: `${view.rate} ${view.cursor.said}`, low: 0, high: view.cursor.max }), (value) => {
   stop();
   look("cursor", value);
 });
-$("[data-name=kind] legend").textContent = start.looks.kind.help;
-$("[data-name=trainers] legend").textContent = start.panels.notes;
-options("kind", "radio");
-options("trainers", "checkbox");
-for (const button of $$("[data-do]")) {
-  button.title = start.buttons[button.dataset.do][1];
-  button.onclick = () => {
-    if (button.dataset.do !== "read") return act({ do: button.dataset.do });
-    act({ do: "read", text: $("#pasted").value });
-  };
+for (const name of ["kind", "trainers"]) {
+  const inputs = $$(`input[name=${name}]`);
+  const chosen = () => inputs.filter((input) => input.checked).map((input) => input.value);
+  for (const input of inputs) input.onchange = () => look(name, input.type === "radio" ? input.value : chosen());
+  bound.push(() => inputs.forEach((input) => (input.checked = [view[name]].flat().includes(input.value))));
 }
+for (const button of $$("[data-do]")) button.onclick = () => act(button.dataset.do === "read" ? { do: "read", text: $("#pasted").value } : { do: button.dataset.do });
 
 // A finger drawn over the picture moves the line in it; over the map it turns rate and rank.
 const follow = {
