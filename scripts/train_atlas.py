@@ -37,7 +37,8 @@ SCHEMA = 1
 UPDATES = (0, 25, 50, 100, 200, 400)
 PROMPTS = ("fox", "octopus", "turtle", "mushroom", "birthday cake", "trophy")  # held out: no run trains on them
 LOOK = {"sampler": "DPM-Solver++", "num_inference_steps": 8, "guidance_scale": 2.5, "seed": 0}  # as notebook 05 draws
-RATES = (1e-3, 1e-2, 1e-4, 5e-2, 3e-3, 3e-4, 2e-1, 1e-5, 2e-3, 2e-2)  # the coarse of them first
+RATES = (1e-3, 1e-2, 1e-4, 5e-2, 3e-3, 3e-4, 2e-1, 1e-5)  # the coarse of them first
+COMPARED = 4, (1e-2, 3e-4, 3e-3)  # the rank, and the rates, at which notebook 03 compares schedules over three seeds
 RANKS = (16, 4, 64, 1)
 SETTINGS = {
     "style": "outlined", "resolution": 64, "train_batch_size": 4, "max_train_steps": UPDATES[-1], "max_grad_norm": 1.0,
@@ -58,27 +59,29 @@ def name_of(run):
 
 
 def grid():
-    """All runs of the first seed: rank 16 of everything first, then one whole map after the other, and the rates between last."""
+    """All runs of the first seed: rank 16 of everything first, then one whole map after the other."""
     maps = [("everything", "cosine"), ("everything", "constant"), ("attention", "cosine"), ("attention", "constant")]
     order = [(*one, RANKS[:1]) for one in maps[:2]] + [(*maps[0], RANKS[1:]), (*maps[1], RANKS[1:])]
     order += [(*one, RANKS) for one in maps[2:]]
     return [
-        cell(rate, rank, scheduler, targets)
-        for rates in (RATES[:8], RATES[8:])
-        for targets, scheduler, ranks in order
-        for rank in ranks
-        for rate in rates
+        cell(rate, rank, scheduler, targets) for targets, scheduler, ranks in order for rank in ranks for rate in RATES
     ]
 
 
 def other_seeds(runs):
-    """Seeds 1 and 2 at the rate that is best at the end, for each rank, schedule and set of targets."""
-    best = {}
+    """Seeds 1 and 2 of what notebook 03 compares, and at the rate that is best at the end for each rank, schedule and set of targets."""
+    compared, best = {(rate, COMPARED[0], "everything") for rate in COMPARED[1]}, {}
     for run in runs:
         if run["seed"] == 0 and run["fixed"][-1] is not None:
             key = run["rank"], run["lr_scheduler"], run["targets"]
             best[key] = min(best.get(key, run), run, key=lambda run: run["fixed"][-1])
-    return [cell(run["learning_rate"], *key, seed) for seed in (1, 2) for key, run in best.items()]
+    return [
+        cell(*(run[name] for name in VARIED[:-1]), seed)
+        for run in runs
+        if run["seed"] == 0
+        and ((run["learning_rate"], run["rank"], run["targets"]) in compared or run in best.values())
+        for seed in (1, 2)
+    ]
 
 
 def settings_of(run, output_dir):
