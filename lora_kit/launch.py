@@ -25,6 +25,7 @@ from lora_kit.config import TrainingConfig
 from lora_kit.system.checks import whole_number
 from lora_kit.system.devices import available_devices
 from lora_kit.system.elastic import elastic_launcher, launch_folder, nothing_printed, start_one
+from lora_kit.system.forks import Start
 from lora_kit.system.imports import import_early
 from lora_kit.system.kernel import (
     LaunchError,
@@ -41,7 +42,7 @@ from lora_kit.system.world import free_port, leave_process_group, no_launcher, p
 from lora_kit.training import TrainingResult, train
 
 # what a forked child takes over: the real stdout and folder of temporary files, modules that were set aside for the
-# launcher's check, and whether nothing was computed before, as on the command line
+# launcher's check, whether nothing was computed before, as on the command line, and its start together with the others
 _parent = {}
 LATE = 30  # seconds after which a child that has done all, and yet doesn't end, shows its stacks and is ended
 _DISCONNECTS = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "socket closed", "heartbeat")
@@ -96,12 +97,12 @@ def launch(
         check_kernel(kind)
         check_port(port, num_machines, machine_rank)
     machines = (num_machines, machine_rank, main_process_ip, rdzv_timeout)
-    if num_machines > 1:
-        meet(main_process_ip, port, num_machines, machine_rank, num_processes, rdzv_timeout)
+    meeting = meet(main_process_ip, port, num_machines, machine_rank, num_processes, rdzv_timeout)
     _parent["tempdir"] = tempfile.gettempdir()
-    with no_launcher(), launch_folder() as folder:
+    with meeting as others, no_launcher(), launch_folder() as folder:
         arguments = (config, folder, expected, "ipykernel" not in sys.modules)
         for tries_left in (2, 1, 0):
+            _parent["start"] = Start(num_processes, machine_rank, others, config.ddp_timeout)
             try:
                 _start(arguments, num_processes, port or free_port(), *machines)
                 break
@@ -166,6 +167,7 @@ def _worker(config, folder, expected, progress):
     if expected > 1:
         sys.modules.update(_parent.get("modules", {}))
         renew_locks()
+        _parent["start"].wait()
         for number in _parent.get("ignored", []):  # elastic has set handlers of its own
             signal.signal(number, signal.SIG_IGN)
         import torch
@@ -239,11 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line("lora_kit.launch"):
         options, config = parse_launch_args(argv)
         num_processes = options.num_processes if options.num_processes is not None else available_devices()[0] or 2
-        world = dict(
-            num_machines=options.num_machines,
-            machine_rank=options.machine_rank,
-            main_process_ip=options.main_process_ip,
-        )
+        world = {name: getattr(options, name) for name in ("num_machines", "machine_rank", "main_process_ip")}
         whole_number("num_processes", num_processes)
         lines = launch_lines(config, num_processes, **world, port=options.main_process_port or 29500)
         print("the same with\n  " + "\n  ".join(lines.values()), flush=True)

@@ -174,7 +174,9 @@ def test_three_machines_know_of_each_other(capsys):
 
     def come(rank, limit):
         try:
-            seen[rank] = meet("localhost", port, 3, rank, 2, limit)
+            with meet("localhost", port, 3, rank, 2, limit) as others:
+                others.tell(forked=True) if rank == 0 else others.hear("forked", 1000)
+                seen[rank] = "met"
         except LaunchError as error:
             seen[rank] = str(error)
 
@@ -190,7 +192,7 @@ def test_three_machines_know_of_each_other(capsys):
         f"machine 2 of 3 hasn't connected to localhost:{port} after 2 s: is launch running"
     )
     assert "machine 2 of 3 hasn't connected" in capsys.readouterr().out
-    assert all_of({0: 1000, 1: 1000, 2: 1000}) == {0: None, 1: None, 2: None}
+    assert all_of({0: 1000, 1: 1000, 2: 1000}) == {0: "met", 1: "met", 2: "met"}
 
 
 # two network namespaces: two machines as far as the network goes

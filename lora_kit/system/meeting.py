@@ -9,7 +9,7 @@ import json
 import select
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lora_kit.system.kernel import LaunchError, PortTaken
@@ -39,48 +39,79 @@ class _Wait:
         return True
 
 
-def meet(address: str, port: int, num_machines: int, machine_rank: int, num_processes: int, limit: int) -> None:
-    """Return when all machines of a run are there, each with a machine_rank of its own and the same other numbers.
+class Others:
+    """The other machines of a run, as one of them knows them: the first one tells all, and the others hear the first."""
+
+    def __init__(self, told: Sequence[socket.socket] = (), heard: Iterable[dict[str, Any]] = ()) -> None:
+        self._told, self._heard = told, heard
+
+    def tell(self, **message: Any) -> None:
+        """As the first machine, tell the others."""
+        _tell(self._told, **message)
+
+    def hear(self, name: str, limit: float) -> None:
+        """As another machine, return when the first has told something of this name, or is gone. TimeoutError after `limit` s."""
+        end = time.monotonic() + limit
+        for message in self._heard:
+            if name in message:
+                return
+            if time.monotonic() > end:
+                raise TimeoutError(f"machine 0 has said nothing for {limit:g} s")
+
+
+@contextlib.contextmanager
+def meet(
+    address: str, port: int, num_machines: int, machine_rank: int, num_processes: int, limit: int
+) -> Iterator[Others]:
+    """A block that begins when all machines of a run are there, each with a machine_rank of its own and the same other numbers:
+    at once where there is one. It gets the `Others`.
 
     address: the first machine's. limit: seconds. Raises LaunchError that names who is missing and what may be wrong,
     PortTaken where the first machine can't listen, and KeyboardInterrupt at once.
     """
     own = dict(machine_rank=machine_rank, num_machines=num_machines, num_processes=num_processes)
     wait, place = _Wait(limit), f"{f'[{address}]' if ':' in address else address}:{port}"
-    try:
-        _gather(own, port, place, wait) if machine_rank == 0 else _join(own, (address, port), place, wait)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted while waiting for the other machines; nothing was started") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            if num_machines == 1:
+                others = Others()
+            elif machine_rank == 0:
+                others = _gather(own, port, place, wait, stack)
+            else:
+                others = _join(own, (address, port), place, wait, stack)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("interrupted while waiting for the other machines; nothing was started") from None
+        yield others
 
 
-def _gather(own, port, place, wait):
+def _gather(own, port, place, wait, stack):
     """The first machine's part: listen until all others have come, and only then tell them to go."""
     total, there = own["num_machines"], {}
-    with contextlib.ExitStack() as stack:
-        with _listener(port) as listener:
-            while missing := [rank for rank in range(1, total) if rank not in there]:
-                who = f"{_named(missing, total)} connected to {place}"
-                cure = (
-                    f"is launch running with machine_rank {missing[0]}, main_process_ip and port {place}? Is that "
-                    f"an address of this machine that the others can reach, and is port {port} open in the firewall?"
-                )
-                try:
-                    said = wait.goes_on(who, cure)
-                except LaunchError as error:
-                    _tell(there.values(), error=str(error))
-                    raise
-                if said:
-                    _tell(there.values(), missing=who)
-                ready = select.select([listener, *there.values()], [], [], POLL)[0]
-                gone = [rank for rank, connection in there.items() if connection in ready and not _hear(connection)]
-                for rank in gone:
-                    there.pop(rank).close()
-                if listener in ready:
-                    connection = stack.enter_context(listener.accept()[0])
-                    rank = _received(connection, own, there)
-                    if rank is not None:
-                        there[rank] = connection
-        _tell(there.values(), go=True)  # the port is free again
+    with _listener(port) as listener:
+        while missing := [rank for rank in range(1, total) if rank not in there]:
+            who = f"{_named(missing, total)} connected to {place}"
+            cure = (
+                f"is launch running with machine_rank {missing[0]}, main_process_ip and port {place}? Is that "
+                f"an address of this machine that the others can reach, and is port {port} open in the firewall?"
+            )
+            try:
+                said = wait.goes_on(who, cure)
+            except LaunchError as error:
+                _tell(there.values(), error=str(error))
+                raise
+            if said:
+                _tell(there.values(), missing=who)
+            ready = select.select([listener, *there.values()], [], [], POLL)[0]
+            gone = [rank for rank, connection in there.items() if connection in ready and not _hear(connection)]
+            for rank in gone:
+                there.pop(rank).close()
+            if listener in ready:
+                connection = stack.enter_context(listener.accept()[0])
+                rank = _received(connection, own, there)
+                if rank is not None:
+                    there[rank] = connection
+    _tell(there.values(), go=True)  # the port is free again
+    return Others(list(there.values()))
 
 
 def _listener(port):
@@ -116,17 +147,19 @@ def _received(connection, own, there):
     return None
 
 
-def _join(own, place_of_first, place, wait):
+def _join(own, place_of_first, place, wait, stack):
     """Another machine's part: come to the first one until it says go."""
     who, cure = f"machine 0 of {own['num_machines']} isn't at {place}", ""
     while True:
         try:
-            with socket.create_connection(place_of_first, timeout=1) as connection:
+            with contextlib.ExitStack() as this_try:
+                connection = this_try.enter_context(socket.create_connection(place_of_first, timeout=1))
                 _tell([connection], **own)
-                missing = who
-                for told in _heard(connection):
+                missing, heard = who, _heard(connection)
+                for told in heard:
                     if told.get("go"):
-                        return
+                        stack.push(this_try.pop_all())
+                        return Others(heard=heard)
                     if "error" in told:
                         raise LaunchError(told["error"])
                     missing = told.get("missing", missing)

@@ -228,6 +228,25 @@ def test_what_is_looked_at_and_pasted_and_played(page, site):
     reader.settles("cursor=0")
 
 
+# two boxes are ticked before Python has answered; what the second is then set to
+TICKED = """() => {
+    const [first, second] = document.querySelectorAll("[name=trainers]");
+    const own = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "checked");
+    window.set = [];
+    const set = function (value) { window.set.push(value); own.set.call(this, value); };
+    Object.defineProperty(second, "checked", { get: own.get, set });
+    first.click();
+    second.click();
+}"""
+
+
+def test_what_is_ticked_while_python_is_at_work_stays_ticked(page, site):
+    reader = Reader(page, site)
+    page.evaluate(TICKED)
+    reader.settles(f"trainers={','.join(list(TRAINERS)[:2])}")
+    assert set(page.evaluate("window.set")) == {True}
+
+
 def test_what_was_taken_can_be_taken_back(page, site):
     reader = Reader(page, site)
     field = reader.knob("learning_rate").bounding_box()

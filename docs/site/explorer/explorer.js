@@ -155,9 +155,12 @@ function field(input, now, send) {
   });
 }
 
+// What was chosen stays so while it waits to be heard: the view that comes before it knows nothing of it yet.
+const boundOnceHeard = (set) => bound.push(() => waiting.length || set());
+
 function choice(select, options, now, send) {
   select.onchange = () => send(options()[select.selectedIndex][1]);
-  bound.push(() => {
+  boundOnceHeard(() => {
     const words = options().map(([word]) => word);
     if (words.join("\n") !== [...select.options].map((option) => option.text).join("\n"))
       select.replaceChildren(...words.map((word) => new Option(word)));
@@ -167,7 +170,7 @@ function choice(select, options, now, send) {
 
 function toggle(box, now, send) {
   box.onchange = () => send(box.checked);
-  bound.push(() => (box.checked = now()));
+  boundOnceHeard(() => (box.checked = now()));
 }
 
 // The knobs stand in the page; here they get their values and are heard.
@@ -198,7 +201,7 @@ for (const name of ["kind", "trainers"]) {
   const inputs = $$(`input[name=${name}]`);
   const chosen = () => inputs.filter((input) => input.checked).map((input) => input.value);
   for (const input of inputs) input.onchange = () => look(name, input.type === "radio" ? input.value : chosen());
-  bound.push(() => inputs.forEach((input) => (input.checked = [view[name]].flat().includes(input.value))));
+  boundOnceHeard(() => inputs.forEach((input) => (input.checked = [view[name]].flat().includes(input.value))));
 }
 for (const button of $$("[data-do]")) button.onclick = () => act(button.dataset.do === "read" ? { do: "read", text: $("#pasted").value } : { do: button.dataset.do });
 
