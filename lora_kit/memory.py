@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,18 @@ def lora_shapes(
     for target in targets:
         if not any(_matches(name, target) for name, _, _ in modules):
             raise ValueError(f"no module matched {shown(target)}; {_hint(target, [name for name, _, _ in modules])}")
+    return shapes_on([module for module in modules if any(_matches(module[0], target) for target in targets)], rank)
+
+
+def shapes_on(modules: Iterable[tuple[str, Sequence[int], int]], rank: int) -> list[tuple[int, ...]]:
+    """The shapes of a LoRA's tensors on modules, each as (its name, its weight's shape, how many such there are).
+
+    >>> shapes_on([("conv_in", (320, 4, 3, 3), 1)], rank=8)
+    [(8, 4, 3, 3), (320, 8, 1, 1)]
+    """
     shapes = []
-    for name, (out, into, *kernel), count in modules:
-        if any(_matches(name, target) for target in targets):
-            shapes += [(rank, into, *kernel), (out, rank, *(1 for _ in kernel))] * count
+    for _, (out, into, *kernel), count in modules:
+        shapes += [(rank, into, *kernel), (out, rank, *(1 for _ in kernel))] * count
     return shapes
 
 

@@ -15,7 +15,7 @@ from lora_kit.output.folder import place_problem
 from lora_kit.output.lora_file import LORA, upload_problem
 from lora_kit.output.metrics import METRICS
 from lora_kit.output.resume import find_checkpoint
-from lora_kit.output.room import room, room_problem
+from lora_kit.output.room import drawn_side, room, room_problem
 from lora_kit.system.checks import shown
 
 DATA = Check("data", see=("00_start_here.ipynb", "The settings"))
@@ -112,7 +112,8 @@ def disk_room(case: Case) -> list[Finding]:
     with contextlib.suppress(ValueError):  # which `output_folder` says
         record = find_checkpoint(Path(case.config.output_dir), case.config.resume_from_checkpoint)[1]
         update = record["update"] if record else 0
-    problem = room_problem(case.config, room(case.config, case.unet, case.steps, update), update)
+    shapes = [tuple(parameter.shape) for parameter in case.unet.parameters() if parameter.requires_grad]
+    problem = room_problem(case.config, room(case.config, shapes, case.steps, update, drawn_side(case.unet)), update)
     if problem is None:
         return []
     fatal, reason, cure = problem

@@ -2,17 +2,19 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from lora_kit.config import TrainingConfig
+from lora_kit.config import TARGET_MODULES, TrainingConfig
+from lora_kit.memory import shapes_on
 from lora_kit.models import describe_unet
 from lora_kit.optimizers import expected_state_bytes
 from lora_kit.output.checkpoints import checkpoints, number
-from lora_kit.parameters import add_lora
 from lora_kit.steps import Steps
 from lora_kit.system.files import free_bytes, in_bytes
+from lora_kit.system.modules import check_targets
 
 # bytes beside the numbers, each a little more than was measured: of a LoRA's file its settings and each tensor's name; of an
 # optimizer's each tensor's entries, in 32 bits and in 8; of a checkpoint its small files and each process's random states; of a
@@ -40,12 +42,14 @@ class Room:
         return self.lora + self.checkpoint * self.checkpoints + self.rest
 
 
-def room(config: TrainingConfig, unet: Any, steps: Steps, first_update: int = 0) -> Room:
+def room(
+    config: TrainingConfig, shapes: Sequence[tuple[int, ...]], steps: Steps, first_update: int = 0, drawn: int = 0
+) -> Room:
     """The `Room` of a run, a little more than it will take.
 
-    unet: with its LoRA, perhaps without weights. first_update: of a run that is resumed; its checkpoints in output_dir are there.
+    shapes: of the LoRA's tensors. first_update: of a run that is resumed; its checkpoints in output_dir are there. drawn: pixels
+    of a side of the pictures that the model draws of itself, where that is more than the resolution.
     """
-    shapes = [tuple(parameter.shape) for parameter in unet.parameters() if parameter.requires_grad]
     lora = 4 * sum(map(math.prod, shapes)) + NAME * len(shapes) + SETTINGS
     state = expected_state_bytes(shapes, config.use_8bit_adam) + ENTRIES[config.use_8bit_adam] * len(shapes)
     checkpoint = lora + state + SMALL_FILES + RANDOM_STATES * steps.num_processes
@@ -56,10 +60,15 @@ def room(config: TrainingConfig, unet: Any, steps: Steps, first_update: int = 0)
         written = min(written, max(limit + 1 - there, 1))
     pictures = 0
     if config.validation_prompt:  # as large as the model draws, and as if they could not be compressed
-        drawn = getattr(getattr(unet, "config", None), "sample_size", 0)
-        side = max(config.resolution, 8 * drawn if isinstance(drawn, int) else 0)
+        side = max(config.resolution, drawn)
         pictures = 3 * side**2 * config.num_validation_images * math.ceil(steps.epochs / config.validation_epochs)
     return Room(lora, checkpoint, written, pictures + LINES * (steps.total_updates - first_update))
+
+
+def drawn_side(unet: Any) -> int:
+    """Pixels of a side of the pictures that a UNet draws of itself; 0 where its config doesn't say."""
+    latent = getattr(getattr(unet, "config", None), "sample_size", 0)
+    return 8 * latent if isinstance(latent, int) else 0
 
 
 def room_problem(config: TrainingConfig, needed: Room, first_update: int = 0) -> tuple[bool, str, str] | None:
@@ -101,10 +110,11 @@ def check_room(config: TrainingConfig, steps: Steps, first_update: int = 0) -> t
         about = json.dumps(describe_unet(config))
     except Exception:  # of each library its own
         return None, None
-    unet = _lora_unet(about, config.rank, config.target_modules, config.lora_alpha)
-    if unet is None:
+    adapted = _adapted(about, config.target_modules)
+    if adapted is None:
         return None, None
-    needed = room(config, unet, steps, first_update)
+    modules, drawn = adapted
+    needed = room(config, shapes_on(modules, config.rank), steps, first_update, drawn)
     problem = room_problem(config, needed, first_update)
     if problem is None:
         return needed, None
@@ -115,9 +125,9 @@ def check_room(config: TrainingConfig, steps: Steps, first_update: int = 0) -> t
 
 
 @lru_cache(maxsize=4)  # of one notebook's runs most have the same
-def _lora_unet(about, rank, target_modules, lora_alpha):
-    """The UNet that unet/config.json describes, with its LoRA, on the meta device: it takes no memory, and draws nothing. None
-    where that is no UNet."""
+def _adapted(about, target_modules):
+    """(what a LoRA adapts, as `shapes_on` takes it, pixels of a side that is drawn) of the UNet that unet/config.json describes; None
+    where that is no UNet. It is made on the meta device, which takes no memory and draws nothing."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -126,5 +136,10 @@ def _lora_unet(about, rank, target_modules, lora_alpha):
             unet = UNet2DConditionModel.from_config(json.loads(about))
         except Exception:  # whatever its parts raise
             return None
-        add_lora(unet, rank, target_modules, lora_alpha)
-    return unet
+    check_targets(unet, target_modules, TARGET_MODULES)
+    modules = [
+        (name, tuple(module.weight.shape), 1)
+        for name, module in unet.named_modules()
+        if any(f".{name}".endswith(f".{target}") for target in target_modules)
+    ]
+    return modules, drawn_side(unet)

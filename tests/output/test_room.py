@@ -8,6 +8,7 @@ from running import Program, can_mount
 
 from lora_kit.command_line.flags import to_argv
 from lora_kit.config import TrainingConfig
+from lora_kit.explorer.controls import TARGET_SETS
 from lora_kit.models import empty_unet
 from lora_kit.output.checkpoints import checkpoints
 from lora_kit.output.lora_file import LORA
@@ -25,9 +26,14 @@ def config(output_dir, **settings):
 
 
 def room_of(made, steps=STEPS, first_update=0):
-    unet = empty_unet(made)
-    add_lora(unet, made.rank, made.target_modules)
-    return room(made, unet, steps, first_update)
+    lora = add_lora(empty_unet(made), made.rank, made.target_modules)
+    return room(made, [tuple(parameter.shape) for parameter in lora], steps, first_update)
+
+
+@pytest.mark.parametrize("targets", [*TARGET_SETS.values(), "conv1 conv2 to_q to_q proj_in"])
+def test_what_is_estimated_is_the_lora_that_is_added(targets, tmp_path):
+    made = config(tmp_path, rank=8, target_modules=targets.split())
+    assert check_room(made, STEPS)[0] == room_of(made)
 
 
 def size(path):
