@@ -18,10 +18,10 @@ from lora_kit.system.html import page
 from lora_kit.system.looks import SIGNS
 
 OWN = "embedded"  # the model that all of it is of
-IN_ROW = 3  # pictures side by side, at the least
-WINDOW = f"position: relative; overflow: hidden; aspect-ratio: {IN_ROW} / 1; background: #ffffff"
+IN_ROW = 3  # pictures side by side on a page, at the least
+WINDOW = "position: relative; overflow: hidden; aspect-ratio: {} / 1; background: #ffffff"
 TAG = "position: absolute; left: 0; top: 0; padding: 0 5px; font-size: 11px; line-height: 16px; background: #ffffffd9; color: #333333"
-COLUMNS = f"display: grid; grid-template-columns: repeat({IN_ROW}, minmax(0, 1fr)); text-align: center; font-size: 12px"
+COLUMNS = "display: grid; grid-template-columns: repeat({}, minmax(0, 1fr)); text-align: center; font-size: 12px"
 CHIPS = {  # the sign and the colour of a name
     "base": ("○", "#556170"), "too low": ("▽", "#556170"), "right": (SIGNS["fine"], "#00785a"),
     "learned by heart": (SIGNS["warning"], "#8a5300"), "broken": (SIGNS["error"], "#b3261e"),
@@ -74,29 +74,31 @@ def atlas_html(settings: Mapping[str, Any], updates: int, source: str = "", fold
     place, prompts = place_of(settings, updates, stored), stored["prompts"]
     run, stage = place.run, place.stage
     drawn = f"the LoRA after {place.updates:,} updates" if stage else "the base model, before the first update"
+    row_of = IN_ROW if source else len(prompts)  # what stands in the text is to stand there once
 
     def window(kind, name, words, first, row=0):
-        """Three pictures of a strip, or of a row of a run's, which is a picture as wide as six."""
+        """Some pictures of a strip, or of a row of a run's, which is a picture as wide as six."""
         address = source + name if source else f"data:image/webp;base64,{_content(folder / name)}"
-        wide, shift = 100 * len(prompts) / IN_ROW, 100 * first / IN_ROW
+        wide, shift = 100 * len(prompts) / row_of, 100 * first / row_of
         look = f"position: absolute; left: -{shift:g}%; top: -{100 * row}%; width: {wide:g}%; max-width: none; height: auto; margin: 0"
-        alt = html.escape(f"{', '.join(prompts[first : first + IN_ROW])}: {words}")
+        alt = html.escape(f"{', '.join(prompts[first : first + row_of])}: {words}")
         image = f'<img alt="{alt}" src="{html.escape(address)}" style="{look}">'
-        return f'<div class="lora-kit-{kind}" style="{WINDOW}">{image}<span aria-hidden="true" style="{TAG}">{kind}</span></div>'
+        return f'<div class="lora-kit-{kind}" style="{WINDOW.format(row_of)}">{image}<span aria-hidden="true" style="{TAG}">{kind}</span></div>'
 
     def block(first):
-        """Three words, what they are to look like, and below it how they are drawn."""
-        names = "".join(f"<b>{html.escape(prompt)}</b>" for prompt in prompts[first : first + IN_ROW])
+        """Some words, what they are to look like, and below it how they are drawn."""
+        names = "".join(f"<b>{html.escape(prompt)}</b>" for prompt in prompts[first : first + row_of])
         ended = f'<div style="border: 1px dashed; padding: 8px">{SIGNS["error"]} No picture: the run had ended before.</div>'
         lora = window("drawn", run["sprite"], drawn, first, stage) if stage < run["pictures"] else ended
         goal = window("goal", stored["goal"], "the style's own pictures", first)
-        return f'<div style="flex: 1 1 210px; max-width: 480px"><div style="{COLUMNS}">{names}</div>{goal}{lora}</div>'
+        look = f"flex: 1 1 {70 * row_of}px; max-width: {160 * row_of}px"
+        return f'<div style="{look}"><div style="{COLUMNS.format(row_of)}">{names}</div>{goal}{lora}</div>'
 
     sign, colour = CHIPS[place.name]
     if settings.get("pretrained_model_name_or_path", OWN) != OWN:  # nothing is known of another model
         sign, colour = f"{OWN} model:", CHIPS["base"][1]
     chip = f"display: inline-block; padding: 1px 12px; border-radius: 99px; background: {colour}; color: #ffffff; font-weight: bold"
-    blocks = "".join(map(block, range(0, len(prompts), IN_ROW)))
+    blocks = "".join(map(block, range(0, len(prompts), row_of)))
     return page(
         f'<div><span class="lora-kit-name" style="{chip}">{sign} {place.name}</span> {NAMES[place.name]}</div>',
         f'<div style="display: flex; flex-wrap: wrap; gap: 4px; margin: 6px 0; max-width: 964px">{blocks}</div>',
