@@ -25,8 +25,9 @@ tutorial: $(READY) ## run every notebook; copies, HTML and pictures go to build/
 # All checks always happen, and each one fails the target. Tests and notebooks run three at a time, since each often waits, the
 # longest files first; on the CPU, to whose bits they compare. Where there is a GPU, its own tests follow.
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
-LONGEST := $(wildcard notebooks/05*.ipynb notebooks/07*.ipynb notebooks/03*.ipynb) \
-	tests/browser/test_explorer.py tests/test_launch.py tests/output/test_resume.py
+LONGEST := $(wildcard notebooks/05*.ipynb notebooks/07*.ipynb) $(addprefix tests/,browser/test_explorer.py test_launch.py \
+	browser/test_web_page.py test_machines.py output/test_faults.py test_colab.py test_reference.py explorer/test_trials.py \
+	output/test_resume.py browser/test_site.py) $(wildcard notebooks/06*.ipynb notebooks/08*.ipynb)
 test: export HF_HUB_OFFLINE = 1
 test: export LORA_KIT_OUTPUT_DIR = $(CURDIR)/build/test-runs
 test: BEGUN := $(shell date +%s)
