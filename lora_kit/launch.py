@@ -102,7 +102,7 @@ def launch(
     with meeting as others, no_launcher(), launch_folder() as folder:
         arguments = (config, folder, expected, "ipykernel" not in sys.modules)
         for tries_left in (2, 1, 0):
-            _parent["start"] = Start(num_processes, machine_rank, others, config.ddp_timeout)
+            _parent["start"] = Start(num_processes, machine_rank, others, config.ddp_timeout) if expected > 1 else None
             try:
                 _start(arguments, num_processes, port or free_port(), *machines)
                 break
@@ -167,7 +167,6 @@ def _worker(config, folder, expected, progress):
     if expected > 1:
         sys.modules.update(_parent.get("modules", {}))
         renew_locks()
-        _parent["start"].wait()
         for number in _parent.get("ignored", []):  # elastic has set handlers of its own
             signal.signal(number, signal.SIG_IGN)
         import torch
@@ -179,6 +178,8 @@ def _worker(config, folder, expected, progress):
             os.environ["OMP_NUM_THREADS"] = threads  # else accelerate sets it, and warns
             torch.set_num_threads(int(threads))
     try:
+        if start := _parent.get("start"):  # none where the launcher has spawned its processes
+            start.wait()
         result = train(config, progress=progress, on_start=lambda accelerator: prove_world(accelerator, expected))
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             Path(folder, "result.json").write_text(json.dumps(asdict(result)))

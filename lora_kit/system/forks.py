@@ -10,6 +10,8 @@ import threading
 
 from lora_kit.system.meeting import Others
 
+LONGER = 10  # seconds that the others of a machine wait for the one that hears machine 0, so that it is the one to say what is wrong
+
 
 class Start:
     """What the forked processes of a machine share: made before the first fork. machine_rank: 0 has the store.
@@ -36,6 +38,8 @@ class Start:
                 return
             if chosen:
                 self._others.hear("forked", self._limit)
-            self._here.wait()
+            self._here.wait(self._limit + LONGER)
         except threading.BrokenBarrierError:
-            raise TimeoutError(f"the processes of a launch were not all started within {self._limit:g} s") from None
+            raise TimeoutError(
+                f"the processes of a launch were not all started within ddp_timeout {self._limit:g} s"
+            ) from None

@@ -56,7 +56,7 @@ class Others:
             if name in message:
                 return
             if time.monotonic() > end:
-                raise TimeoutError(f"machine 0 has said nothing for {limit:g} s")
+                raise TimeoutError(f"machine 0 has not started its processes within ddp_timeout {limit:g} s")
 
 
 @contextlib.contextmanager

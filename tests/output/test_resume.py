@@ -83,7 +83,7 @@ KINDS = {
 
 
 STOPS = {1: (3, 5, 6), 2: (2, 3, 5)}  # on so many processes: inside an epoch, at its end, in the next one
-QUICK = {"caches": (2,)}  # of two processes, whose launches take long; all of them with `-m long`
+QUICK = {"caches": (3,)}  # of two processes, whose launches take long; all of them with random crops and `-m long`
 LONG = [pytest.param(kind, marks=pytest.mark.long) if kind == "no cache" else kind for kind in KINDS]
 
 

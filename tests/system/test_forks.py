@@ -70,8 +70,8 @@ def test_the_first_tells_when_its_own_are_there(tmp_path):
 
 
 def test_a_wait_ends():
-    with pytest.raises(TimeoutError, match="were not all started within 0.01 s"):
+    with pytest.raises(TimeoutError, match="were not all started within ddp_timeout 0.01 s"):
         Start(2, 0, Others(), 0.01).wait()
-    with pytest.raises(TimeoutError, match="machine 0 has said nothing for 0 s"):
+    with pytest.raises(TimeoutError, match="machine 0 has not started its processes within ddp_timeout 0 s"):
         Start(1, 1, Others(heard=({} for _ in range(10**9))), 0).wait()
     Start(1, 1, Others(heard=[{}]), PATIENCE).wait()  # the first one is gone, which others will say

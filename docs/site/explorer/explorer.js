@@ -38,6 +38,7 @@ worker.onmessage = ({ data }) => {
   } else if (data.failed || data.error) {
     say(`✗ ${data.failed ? "Python could not start" : "That went wrong"}: ${data.failed ?? data.error}`);
     document.documentElement.classList.remove("linked");
+    if (alive) bound.forEach((set) => set());
   } else {
     const changed = data.start ? JSON.parse(data.start).view : JSON.parse(data.changed);
     place(changed);
@@ -160,10 +161,11 @@ const boundOnceHeard = (set) => bound.push(() => waiting.length || set());
 
 function choice(select, options, now, send) {
   select.onchange = () => send(options()[select.selectedIndex][1]);
-  boundOnceHeard(() => {
+  bound.push(() => {
     const words = options().map(([word]) => word);
     if (words.join("\n") !== [...select.options].map((option) => option.text).join("\n"))
       select.replaceChildren(...words.map((word) => new Option(word)));
+    else if (waiting.length) return;
     select.selectedIndex = options().findIndex(([, value]) => value === now());
   });
 }
