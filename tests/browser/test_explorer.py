@@ -383,6 +383,6 @@ def test_train_stop_and_sweep(jupyterlab, page):
     page.get_by_role("button", name="Sweep").click()
     page.get_by_text("20 of 20 updates; runs: 2 done").wait_for(timeout=600_000)
     assert page.locator("td", has_text=re.compile(r"^★ \d")).count() == 1
-    assert page.locator("table img").count() >= 6
+    assert page.locator("table img").count() == 2  # what each run of the sweep draws
     assert "run 1: cosine" in body.inner_text()
     page.screenshot(path=front_ends.KEPT / "jupyterlab-trained.png", full_page=True)
