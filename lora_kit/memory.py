@@ -15,7 +15,7 @@ from typing import Any
 from lora_kit.config import TARGET_MODULES
 from lora_kit.optimizers import MIN_8BIT_ELEMENTS, expected_state_bytes
 from lora_kit.system.checks import checked, shown, whole_number
-from lora_kit.system.modules import nearest_kind
+from lora_kit.system.modules import is_meant, nearest_kind
 
 SHAPES = Path(__file__).parent / "model_shapes.json"
 MODELS = {  # pretrained_model_name_or_path: title
@@ -131,7 +131,7 @@ def _about(model):
 
 
 def _matches(name, target):
-    return "*" not in target and not target.isdigit() and f".{name}".endswith(f".{target}")
+    return "*" not in target and not target.isdigit() and is_meant(name, target)
 
 
 def _hint(target, names):

@@ -14,7 +14,7 @@ from lora_kit.optimizers import expected_state_bytes
 from lora_kit.output.checkpoints import checkpoints, number
 from lora_kit.steps import Steps
 from lora_kit.system.files import free_bytes, in_bytes
-from lora_kit.system.modules import check_targets
+from lora_kit.system.modules import check_targets, is_meant
 
 # bytes beside the numbers, each a little more than was measured: of a LoRA's file its settings and each tensor's name; of an
 # optimizer's each tensor's entries, in 32 bits and in 8; of a checkpoint its small files and each process's random states; of a
@@ -140,6 +140,6 @@ def _adapted(about, target_modules):
     modules = [
         (name, tuple(module.weight.shape), 1)
         for name, module in unet.named_modules()
-        if any(f".{name}".endswith(f".{target}") for target in target_modules)
+        if any(is_meant(name, target) for target in target_modules)
     ]
     return modules, drawn_side(unet)

@@ -34,6 +34,15 @@ def nearest_kind(target: str, names: Iterable[str], usual: Sequence[str]) -> str
     return did_you_mean(target, sorted(ends), last)
 
 
+def is_meant(name: str, target: str) -> bool:
+    """Whether a target means a module: it is the module's whole name or its end from a dot on, as peft reads it.
+
+    >>> is_meant("down_blocks.0.attn1.to_q", "to_q"), is_meant("down_blocks.0.attn1.to_q", "q")
+    (True, False)
+    """
+    return f".{name}".endswith(f".{target}")
+
+
 def check_targets(model: "nn.Module", targets: Sequence[str], usual: Sequence[str]) -> None:
     """Raises ValueError, saying which is meant, for a target that matches no module, or one that LoRA can't adapt.
 
@@ -47,7 +56,7 @@ def check_targets(model: "nn.Module", targets: Sequence[str], usual: Sequence[st
     if not targets:
         raise ValueError(f"target_modules is empty: name modules such as {tuple(usual)}")
     for target in targets:
-        matches = [name for name in modules if name == target or name.endswith(f".{target}")]
+        matches = [name for name in modules if is_meant(name, target)]
         if not matches:
             raise ValueError(f"no module matched {target!r}; {nearest_kind(target, able, usual)}")
         for name in matches:
